@@ -1,0 +1,19 @@
+"""The operations of diffusion distillation: one file each, with formula, reference, dispatch and registration."""
+
+from progdistill.ops.ddim_step import ddim_step
+from progdistill.ops.diffuse import diffuse
+from progdistill.ops.distillation_loss import distillation_loss, distillation_loss_and_grad
+from progdistill.ops.distillation_target import distillation_target
+from progdistill.ops.normal import normal
+from progdistill.ops.prediction_loss import prediction_loss, prediction_loss_and_grad
+
+__all__ = [
+    "ddim_step",
+    "diffuse",
+    "distillation_loss",
+    "distillation_loss_and_grad",
+    "distillation_target",
+    "normal",
+    "prediction_loss",
+    "prediction_loss_and_grad",
+]

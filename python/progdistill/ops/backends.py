@@ -1,0 +1,53 @@
+"""Which implementation of an operation runs, and why.
+
+Every operation lists its implementations by backend name. Without a wish the best one for the tensor's device is
+taken; `backend=` or the environment variable PROGDISTILL_BACKEND forces one, and a forced backend that cannot
+serve is an error, never a silent fallback.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from progdistill.ops import native
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+
+
+def unavailable(backend: str) -> str | None:
+    """Why a backend cannot be used on this installation, or None if it can."""
+    if backend == "cpu" and native._C is None:
+        return f"the C++ extension is missing ({native.import_error}); reinstall with a C++17 compiler: pip install ."
+    if backend == "cuda" and (native._C is None or not native._C.build_info()["cuda"]):
+        return "the extension was built without CUDA kernels; put nvcc on PATH and reinstall: pip install ."
+    return None
+
+
+def choose(operation: str, implementations: Mapping[str, Callable], device: str, backend: str | None) -> Callable:
+    """The implementation of `operation` for a device type ("cpu", "cuda", ...).
+
+    Raises:
+        ValueError: the forced backend is unknown, works on another device, or lacks this operation.
+        RuntimeError: the forced backend is not available on this installation.
+    """
+    forced = backend or os.environ.get("PROGDISTILL_BACKEND") or None
+    if forced is None:
+        for name in _PREFERENCE.get(device, ("reference",)):
+            if name in implementations and unavailable(name) is None:
+                return implementations[name]
+        return implementations["reference"]
+    if forced not in BACKENDS:
+        raise ValueError(
+            f"unknown backend {forced!r}; use one of {', '.join(BACKENDS)}, or none for the best available"
+        )
+    reason = unavailable(forced)
+    if reason is not None:
+        raise RuntimeError(f"backend {forced!r} was asked for {operation}, but {reason}")
+    if forced not in implementations:
+        raise ValueError(f"backend {forced!r} does not implement {operation}; it has: {', '.join(implementations)}")
+    if _DEVICE.get(forced, device) != device:
+        raise ValueError(f"backend {forced!r} works on {_DEVICE[forced]} tensors; {operation} got {device} tensors")
+    return implementations[forced]

@@ -1,0 +1,158 @@
+"""One DDIM step in angles: z' = cos(h) z - sin(h) v, h = phi - phi_next (Salimans & Ho 2022, eq. 38)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from progdistill.ops import checks, native, rotation
+from progdistill.ops.backends import choose
+from progdistill.ops.layout import dense, memory_format, per_sample, split_heads
+from progdistill.ops.names import PREDICTION_TYPES, canonical_prediction_type, heads
+from progdistill.ops.registration import register
+
+
+def ddim_step(
+    z: Tensor,
+    out: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    *,
+    prediction_type: str = "v_prediction",
+    clip: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Moves z from angle phi to phi_next along the network's prediction.
+
+    Args:
+        z: (B, ...) float32 or float64 state.
+        out: the network's own output at (z, phi), in z's dtype or bfloat16 (beside a float32 state); shape of z, or
+            (B, 2C, ...) for "sample_epsilon".
+        phi, phi_next: (B,) float64 angles, pi/2 >= phi >= phi_next >= 0.
+        prediction_type: "epsilon", "sample", "v_prediction" or "sample_epsilon" (aliases eps, x, v, both).
+        clip: None, or the bound of |x|: x is clipped and eps recomputed from it (the paper's sampler uses 1.0).
+        backend: force "reference" or "cpu"; default: the best available.
+
+    Returns:
+        z at phi_next, with z's dtype and layout. Differentiable in z and out.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device or angle; an epsilon prediction at SNR 0; a rising angle.
+    """
+    prediction_type = canonical_prediction_type(prediction_type)
+    checks.check_state("z", z)
+    checks.check_output("out", out, prediction_type, z)
+    checks.check_angle("phi", phi, z)
+    checks.check_angle("phi_next", phi_next, z)
+    checks.check_clip(clip)
+    checks.check_no_gradient("ddim_step", {"phi": phi, "phi_next": phi_next})
+    return _ddim_step(z, out, phi, phi_next, prediction_type, clip, backend)
+
+
+def ddim_step_reference(
+    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None
+) -> Tensor:
+    """The formula in plain PyTorch."""
+    parts = split_heads(out, heads(prediction_type), z.dtype)
+    form = rotation.step_form(prediction_type, phi, phi_next)
+    if clip is None:
+        return linear(form.direct, z, parts)
+    x = linear(form.x, z, parts).clamp(-clip, clip)
+    return per_sample(form.z_of_clipped, z) * z + per_sample(form.x_of_clipped, z) * x
+
+
+def linear(form: rotation.Form, z: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+    """A form's value: its coefficients applied to the state and to the heads of an output."""
+    value = per_sample(form.z, z) * z
+    for coefficient, part in zip(form.output, parts, strict=True):
+        value = value + per_sample(coefficient, z) * part
+    return value
+
+
+def _ddim_step_cpu(
+    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None
+) -> Tensor:
+    format = memory_format(z)
+    z = dense(z, format)
+    z_next = torch.empty_like(z, memory_format=format)
+    native._C.ddim_step(
+        native.view(z_next),
+        native.view(z),
+        native.view(dense(out, format)),
+        native.view(phi.contiguous()),
+        native.view(phi_next.contiguous()),
+        PREDICTION_TYPES.index(prediction_type),
+        clip,
+        native.threads(),
+    )
+    return z_next
+
+
+_IMPLEMENTATIONS = {"reference": ddim_step_reference, "cpu": _ddim_step_cpu}
+
+
+def _implementation(
+    z: Tensor,
+    out: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    prediction_type: str,
+    clip: float | None,
+    backend: str | None,
+) -> Tensor:
+    _check_values(phi, phi_next, prediction_type, clip)
+    run = choose("ddim_step", _IMPLEMENTATIONS, z.device.type, backend)
+    return dense(run(z, out, phi, phi_next, prediction_type, clip), memory_format(z))
+
+
+def _check_values(phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None) -> None:
+    checks.check_angle_values("phi", phi)
+    checks.check_angle_values("phi_next", phi_next)
+    if phi.device.type != "cpu":
+        return
+    rising = (phi_next > phi).nonzero()
+    if len(rising):
+        b = int(rising[0])
+        raise ValueError(f"a step falls from phi to phi_next, but sample {b} rises from {phi[b]} to {phi_next[b]}")
+    form = rotation.step_form(prediction_type, phi, phi_next)
+    used = (form.direct.z, *form.direct.output) if clip is None else (form.x.z, *form.x.output, form.z_of_clipped)
+    checks.check_finite(used, f"a DDIM step of prediction type {prediction_type!r}", phi)
+
+
+def _fake(z, out, phi, phi_next, prediction_type, clip, backend) -> Tensor:
+    return torch.empty_like(z, memory_format=memory_format(z))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    z, out, phi, phi_next, ctx.prediction_type, ctx.clip, _ = inputs
+    if ctx.clip is None:
+        ctx.save_for_backward(phi, phi_next)
+    else:
+        ctx.save_for_backward(phi, phi_next, z, out)
+    ctx.out_dtype = out.dtype
+
+
+def _backward(ctx, grad: Tensor):
+    phi, phi_next, *clipped = ctx.saved_tensors
+    form = rotation.step_form(ctx.prediction_type, phi, phi_next)
+    if ctx.clip is None:
+        through_z, through_out = per_sample(form.direct.z, grad) * grad, form.direct.output
+        upstream = grad
+    else:
+        z, out = clipped
+        x = linear(form.x, z, split_heads(out, heads(ctx.prediction_type), z.dtype))
+        upstream = per_sample(form.x_of_clipped, grad) * grad * (x.abs() <= ctx.clip)
+        through_z = per_sample(form.z_of_clipped, grad) * grad + per_sample(form.x.z, grad) * upstream
+        through_out = form.x.output
+    grad_out = torch.cat([per_sample(c, grad) * upstream for c in through_out], dim=1).to(ctx.out_dtype)
+    return through_z, grad_out, None, None, None, None, None
+
+
+_ddim_step = register(
+    "ddim_step(Tensor z, Tensor out, Tensor phi, Tensor phi_next, str prediction_type, float? clip, str? backend)"
+    " -> Tensor",
+    _implementation,
+    _fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)

@@ -1,0 +1,81 @@
+"""The forward process: z = cos(phi) x + sin(phi) noise (Salimans & Ho 2022, eq. 1 with alpha = cos, sigma = sin)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from progdistill.ops import checks, native
+from progdistill.ops.backends import choose
+from progdistill.ops.layout import dense, memory_format, per_sample
+from progdistill.ops.registration import register
+
+
+def diffuse(x: Tensor, noise: Tensor, phi: Tensor, *, backend: str | None = None) -> Tensor:
+    """Noises clean data to the angle phi: z = cos(phi) x + sin(phi) noise.
+
+    Args:
+        x: (B, ...) float32 or float64, data in [-1, 1] by convention.
+        noise: like x, standard normal.
+        phi: (B,) float64 angles in [0, pi/2].
+        backend: force "reference" or "cpu"; default: the best available.
+
+    Returns:
+        z, with the shape, dtype and memory layout of x. Differentiable in x and noise.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device or angle, with what is allowed.
+    """
+    checks.check_state("x", x)
+    checks.check_same("noise", noise, "x", x)
+    checks.check_angle("phi", phi, x)
+    checks.check_no_gradient("diffuse", {"phi": phi})
+    return _diffuse(x, noise, phi, backend)
+
+
+def diffuse_reference(x: Tensor, noise: Tensor, phi: Tensor) -> Tensor:
+    """The formula in plain PyTorch."""
+    return per_sample(torch.cos(phi), x) * x + per_sample(torch.sin(phi), x) * noise
+
+
+def _diffuse_cpu(x: Tensor, noise: Tensor, phi: Tensor) -> Tensor:
+    format = memory_format(x)
+    x, noise = dense(x, format), dense(noise, format)
+    z = torch.empty_like(x, memory_format=format)
+    native._C.diffuse(
+        native.view(z), native.view(x), native.view(noise), native.view(phi.contiguous()), native.threads()
+    )
+    return z
+
+
+_IMPLEMENTATIONS = {"reference": diffuse_reference, "cpu": _diffuse_cpu}
+
+
+def _implementation(x: Tensor, noise: Tensor, phi: Tensor, backend: str | None) -> Tensor:
+    checks.check_angle_values("phi", phi)
+    z = choose("diffuse", _IMPLEMENTATIONS, x.device.type, backend)(x, noise, phi)
+    return dense(z, memory_format(x))
+
+
+def _fake(x: Tensor, noise: Tensor, phi: Tensor, backend: str | None) -> Tensor:
+    return torch.empty_like(x, memory_format=memory_format(x))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[2])
+
+
+def _backward(ctx, grad: Tensor):
+    (phi,) = ctx.saved_tensors
+    grad_x = per_sample(torch.cos(phi), grad) * grad if ctx.needs_input_grad[0] else None
+    grad_noise = per_sample(torch.sin(phi), grad) * grad if ctx.needs_input_grad[1] else None
+    return grad_x, grad_noise, None, None
+
+
+_diffuse = register(
+    "diffuse(Tensor x, Tensor noise, Tensor phi, str? backend) -> Tensor",
+    _implementation,
+    _fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)

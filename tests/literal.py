@@ -1,0 +1,85 @@
+"""The papers' formulas as written, in float64: the independent truth that the operations are held against.
+
+Nothing here uses progdistill. alpha and sigma are computed from the angle, and then everything is the textbook:
+conversions, DDIM as the paper's eq. 8, the inversion of eq. 43 and the weights of section 4.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def cosine_grid(steps: int, index: torch.Tensor, substeps: int = 2) -> torch.Tensor:
+    """Angles (substeps + 1, B) on phi = pi t / 2 of a student's step `index` of `steps`: t from (i + 1) / N to i / N."""
+    parts = torch.arange(substeps, -1, -1, dtype=torch.float64).unsqueeze(1) / substeps
+    return (index.double() + parts) / steps * math.pi / 2
+
+
+def expand(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return value.reshape(-1, *(1,) * (like.dim() - 1))
+
+
+def x_and_eps(z, out, phi, prediction_type, clip=None):
+    """(x, eps) from an output, the way the released code converts; two heads are mixed as section 4 says."""
+    alpha, sigma = expand(torch.cos(phi), z), expand(torch.sin(phi), z)
+    if prediction_type == "v_prediction":
+        x = alpha * z - sigma * out
+    elif prediction_type == "sample":
+        x = out
+    elif prediction_type == "epsilon":
+        x = (z - sigma * out) / alpha
+    else:
+        x_net, eps_net = out.chunk(2, dim=1)
+        x = sigma**2 * x_net + alpha * (z - sigma * eps_net)
+    if clip is not None:
+        x = x.clamp(-clip, clip)
+    return x, (z - alpha * x) / sigma
+
+
+def ddim(z, out, phi, phi_next, prediction_type, clip=None):
+    """Eq. 8: z_s = alpha_s x + sigma_s eps."""
+    x, eps = x_and_eps(z, out, phi, prediction_type, clip)
+    return expand(torch.cos(phi_next), z) * x + expand(torch.sin(phi_next), z) * eps
+
+
+def x_target(z, outs, phis, prediction_type, clip=None):
+    """Eq. 43: the inversion of one DDIM step onto the state that the teacher's steps reach."""
+    state = z
+    for out, phi, phi_next in zip(outs, phis[:-1], phis[1:], strict=True):
+        state = ddim(state, out, phi, phi_next, prediction_type, clip)
+    alpha_t, sigma_t = expand(torch.cos(phis[0]), z), expand(torch.sin(phis[0]), z)
+    alpha_s, sigma_s = expand(torch.cos(phis[-1]), z), expand(torch.sin(phis[-1]), z)
+    ratio = sigma_s / sigma_t
+    return (state - ratio * z) / (alpha_s - ratio * alpha_t)
+
+
+def from_x(z, x, phi, target_type):
+    """What a network of `target_type` would have to say for x."""
+    alpha, sigma = expand(torch.cos(phi), z), expand(torch.sin(phi), z)
+    eps = (z - alpha * x) / sigma
+    return {
+        "sample": lambda: x,
+        "epsilon": lambda: eps,
+        "v_prediction": lambda: alpha * eps - sigma * x,
+        "sample_epsilon": lambda: torch.cat([x, eps], dim=1),
+    }[target_type]()
+
+
+def weight(phi, weighting, gamma=5.0):
+    """The factor on the squared x error: 1, SNR, max(SNR, 1), SNR + 1 (paper section 4), min(SNR, gamma)."""
+    snr = torch.cos(phi) ** 2 / torch.sin(phi) ** 2
+    return {
+        "constant": torch.ones_like(snr),
+        "snr": snr,
+        "truncated_snr": snr.clamp(min=1),
+        "snr_plus_one": snr + 1,
+        "min_snr": snr.clamp(max=gamma),
+    }[weighting]
+
+
+def loss(pred, z, x_star, phi, prediction_type, weighting, gamma=5.0):
+    """Eq. 9 / 10: weight times the mean squared x error of each sample."""
+    x, _ = x_and_eps(z, pred, phi, prediction_type)
+    return weight(phi, weighting, gamma) * (x - x_star).flatten(1).square().mean(1)
