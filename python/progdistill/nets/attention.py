@@ -1,0 +1,46 @@
+"""Self-attention over the pixels of a feature map."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """``(x + to_out(attention(norm(x)))) / output_scale_factor``, pixels being the tokens.
+
+    ``head_dim``: channels of a head; None is one head. ``norm_num_groups``: None is no normalisation.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        head_dim: int | None,
+        norm_num_groups: int | None,
+        eps: float,
+        output_scale_factor: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.heads = channels // (head_dim or channels)
+        self.output_scale_factor = output_scale_factor
+        self.group_norm = None if norm_num_groups is None else nn.GroupNorm(norm_num_groups, channels, eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W) in ``x``'s memory format; channels_last costs no copy."""
+        h = x if self.group_norm is None else self.group_norm(x)
+        # One copy for an NCHW tensor, instead of one in each of the three projections.
+        tokens = h.flatten(2).transpose(1, 2).contiguous()
+        q, k, v = (
+            project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = self.to_out[0](h).transpose(1, 2).unflatten(2, x.shape[2:])
+        # x first: the sum takes the memory format of its first operand.
+        h = x + h
+        return h if self.output_scale_factor == 1 else h / self.output_scale_factor

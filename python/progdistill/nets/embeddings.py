@@ -1,0 +1,56 @@
+"""Embeddings of the time and of whatever else is a number per sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _frequencies(half: int, freq_shift: float) -> Tensor:
+    exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device="cpu")
+    return torch.exp(exponents / (half - freq_shift))
+
+
+class SinusoidalEmbedding(nn.Module):
+    """sin and cos of a number at geometrically falling frequencies 1 .. 1/10000 (Vaswani et al. 2017).
+
+    ``channels`` outputs, sines first unless ``flip_sin_to_cos``. ``freq_shift`` 1 makes the last frequency
+    exactly 1/10000, 0 stops one step before it. Always computed in float32, whatever the network's dtype:
+    bfloat16 cannot tell neighbouring times apart.
+    """
+
+    def __init__(self, channels: int, *, flip_sin_to_cos: bool, freq_shift: float) -> None:
+        super().__init__()
+        self.half = channels // 2
+        self.flip_sin_to_cos = flip_sin_to_cos
+        self.freq_shift = freq_shift
+        # Not a buffer: `.to(dtype)` would round it and DistributedDataParallel would broadcast it every step.
+        self.frequencies = _frequencies(self.half, freq_shift)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidalEmbedding:
+        device = fn(self.frequencies).device
+        if device != self.frequencies.device:
+            self.frequencies = _frequencies(self.half, self.freq_shift).to(device)
+        return super()._apply(fn, recurse)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """``values`` (B,), any real dtype -> (B, channels) in float32."""
+        phases = values.float()[:, None] * self.frequencies.to(values.device)
+        sine, cosine = phases.sin(), phases.cos()
+        return torch.cat((cosine, sine) if self.flip_sin_to_cos else (sine, cosine), dim=1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with a SiLU between: (B, in_features) -> (B, features)."""
+
+    def __init__(self, in_features: int, features: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_features, features)
+        self.linear_2 = nn.Linear(features, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))

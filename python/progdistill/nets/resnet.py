@@ -1,0 +1,104 @@
+"""The residual block, its resampling variants, and resampling by a convolution."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from progdistill.nets.config import UNetConfig
+from progdistill.nets.norm import group_norm_silu
+
+Resample = Literal["up", "down"]
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Nearest neighbour: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Mean of 2x2 pixels: (B, C, H, W) -> (B, C, H/2, W/2)."""
+    return F.avg_pool2d(x, 2)
+
+
+class ResnetBlock(nn.Module):
+    """norm, SiLU, 3x3 convolution, time, norm, SiLU, dropout, 3x3 convolution, plus a shortcut.
+
+    The time enters as a shift before the second norm (``resnet_time_scale_shift="default"``, Ho et al. 2020)
+    or as a scale and shift after it (``"scale_shift"``, Dhariwal & Nichol 2021). With ``resample`` both
+    branches change resolution after the first activation (Brock et al. 2019).
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        in_channels: int,
+        out_channels: int,
+        *,
+        resample: Resample | None = None,
+        output_scale_factor: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = config.resnet_time_scale_shift == "scale_shift"
+        self.dropout = config.dropout
+        self.resample = {None: None, "up": upsample, "down": downsample}[resample]
+        self.output_scale_factor = output_scale_factor
+        self.norm1 = nn.GroupNorm(config.norm_num_groups, in_channels, config.norm_eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(config.time_embed_dim, out_channels * (2 if self.scale_shift else 1))
+        self.norm2 = nn.GroupNorm(config.norm_num_groups, out_channels, config.norm_eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time_act: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Returns (B, out_channels, H', W').
+
+        ``x``: (B, C, H, W). ``time_act``: (B, time_embed_dim), the embedding after SiLU, which all blocks
+        share. ``skip``: (B, C', H, W), appended to the channels of ``x``; C + C' = in_channels.
+        """
+        if skip is not None:
+            x = torch.cat((x, skip), dim=1)
+        h = group_norm_silu(x, self.norm1)
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h)
+        time = self.time_emb_proj(time_act)
+        if self.scale_shift:
+            h = group_norm_silu(h, self.norm2, scale_shift=time)
+        else:
+            h = group_norm_silu(h, self.norm2, shift_before=time)
+        if self.dropout:
+            h = F.dropout(h, self.dropout, self.training)
+        h = self.conv2(h)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        h = x + h
+        return h if self.output_scale_factor == 1 else h / self.output_scale_factor
+
+
+class ConvDownsample(nn.Module):
+    """3x3 convolution of stride 2. ``padding`` 0 pads one row and column at the bottom and right only, as the
+    TensorFlow networks of Ho et al. 2020 do; 1 pads all sides."""
+
+    def __init__(self, channels: int, *, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor, time_act: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2); the time is not used."""
+        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
+
+
+class ConvUpsample(nn.Module):
+    """Nearest neighbour upsampling, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, time_act: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W); the time is not used."""
+        return self.conv(upsample(x))

@@ -1,0 +1,212 @@
+"""The U-Net that all models of this package use."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from progdistill.nets.attention import Attention
+from progdistill.nets.blocks import DownBlock, MidBlock, UpBlock
+from progdistill.nets.config import UNetConfig
+from progdistill.nets.embeddings import SinusoidalEmbedding, TimestepEmbedding
+from progdistill.nets.norm import group_norm_silu
+from progdistill.nets.resnet import ResnetBlock
+
+
+class UNet(nn.Module):
+    """A network with the outputs and parameter names of ``diffusers.UNet2DModel`` of the same configuration.
+
+    Weights are drawn as Salimans & Ho 2022 do (see :func:`initialise`), so a fresh network returns zeros.
+    Weights and sample may both be contiguous or both channels_last; the activations stay as they are.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.block_out_channels
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        if config.time_embedding_type == "learned":
+            self.time_proj = nn.Embedding(config.num_train_timesteps, channels[0])
+        else:
+            self.time_proj = SinusoidalEmbedding(
+                channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
+            )
+        self.time_embedding = TimestepEmbedding(channels[0], config.time_embed_dim)
+        self.class_embedding = _class_embedding(config)
+
+        skip_channels = [channels[0]]
+        self.down_blocks = nn.ModuleList()
+        for level, (kind, count) in enumerate(zip(config.down_block_types, channels, strict=True)):
+            lowest = level == len(channels) - 1
+            self.down_blocks.append(
+                DownBlock(config, kind, skip_channels[-1], count, add_downsample=not lowest)
+            )
+            skip_channels += [count] * (config.layers_per_block + (not lowest))
+
+        self.mid_block = None if config.mid_block_type is None else MidBlock(config, channels[-1])
+
+        self.up_blocks = nn.ModuleList()
+        previous = channels[-1]
+        for level, (kind, count) in enumerate(zip(config.up_block_types, reversed(channels), strict=True)):
+            highest = level == len(channels) - 1
+            skips = [skip_channels.pop() for _ in range(config.layers_per_block + 1)]
+            self.up_blocks.append(
+                UpBlock(config, kind, previous, count, skip_channels=skips, add_upsample=not highest)
+            )
+            previous = count
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+        initialise(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, to which ``forward`` brings its input."""
+        return self.conv_in.weight.dtype
+
+    def forward(self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
+        """One evaluation of the network.
+
+        ``sample``: (B, in_channels, H, W), H and W multiples of ``config.size_divisor``; brought to the
+        weights' dtype. ``timestep``: a number, or a tensor of shape (), (1,) or (B,); fractions and negative
+        numbers are as good as integers, except with a learned table, whose rows they are. (diffusers
+        truncates a Python float, this does not.) ``class_labels``: (B,) integers below ``num_class_embeds``;
+        (B,) numbers for ``class_embed_type="timestep"``; (B, time_embed_dim) for ``"identity"``; None without
+        classes.
+
+        Returns (B, out_channels, H, W) in the dtype that the weights (or autocast) compute in. Raises
+        ValueError for shapes that do not fit and for missing or superfluous labels, and on the CPU for values
+        out of range.
+        """
+        self._check_sample(sample)
+        self._check_labels(class_labels, len(sample))
+        x = sample.to(self.dtype)
+        if self.config.center_input_sample:
+            x = 2 * x - 1
+        # Every residual block starts with the SiLU of the embedding: applied once, here.
+        time_act = F.silu(self._embed(x, timestep, class_labels))
+
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            x = block(x, time_act, skips)
+        if self.mid_block is not None:
+            x = self.mid_block(x, time_act)
+        for block in self.up_blocks:
+            x = block(x, time_act, skips)
+        return self.conv_out(group_norm_silu(x, self.conv_norm_out))
+
+    def _embed(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor | None) -> Tensor:
+        """The sum of the time's and the class's embedding, (B, time_embed_dim)."""
+        embedding = self.time_embedding(self._project("timestep", _timesteps(timestep, x), x.dtype))
+        if class_labels is None:
+            return embedding
+        if self.config.class_embed_type == "timestep":
+            class_labels = self._project("class_labels", class_labels, x.dtype)
+        return embedding + self.class_embedding(class_labels).to(x.dtype)
+
+    def _project(self, name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sinusoids of ``values`` or their rows of the learned table, (B, block_out_channels[0])."""
+        if self.config.time_embedding_type == "learned":
+            if values.is_floating_point():
+                values = _whole(name, values)
+            _check_range(name, values, self.config.num_train_timesteps)
+        return self.time_proj(values).to(dtype)
+
+    def _check_sample(self, sample: Tensor) -> None:
+        channels = self.config.in_channels
+        if sample.ndim != 4 or sample.shape[1] != channels:
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}; this network takes (B, {channels}, H, W). Reshape "
+                "it, or use a network with other in_channels."
+            )
+        divisor = self.config.size_divisor
+        if sample.shape[2] % divisor or sample.shape[3] % divisor:
+            raise ValueError(
+                f"sample has height and width {tuple(sample.shape[2:])}; this network of "
+                f"{len(self.config.block_out_channels)} levels takes multiples of {divisor}. Resize it."
+            )
+
+    def _check_labels(self, labels: Tensor | None, batch: int) -> None:
+        if self.class_embedding is None:
+            if labels is not None:
+                raise ValueError(
+                    "class_labels given to a network without classes; leave them out, or build it with "
+                    "num_class_embeds or class_embed_type."
+                )
+            return
+        identity = self.config.class_embed_type == "identity"
+        shape = (batch, self.config.time_embed_dim) if identity else (batch,)
+        given = None if labels is None else tuple(labels.shape)
+        if given != shape:
+            raise ValueError(f"class_labels of shape {given}; this class-conditional network needs {shape}.")
+        if isinstance(self.class_embedding, nn.Embedding):
+            if labels.is_floating_point():
+                raise ValueError(f"class_labels are {labels.dtype}; allowed: integers. Use labels.long().")
+            _check_range("class_labels", labels, self.config.num_class_embeds)
+
+
+def initialise(net: UNet) -> None:
+    """Draw the weights as Salimans & Ho 2022 do (their released U-Net).
+
+    Normal weights of variance 1 / fan-in and zero biases; zeros in the last layer of every residual branch
+    and of the network, so that each branch starts as the identity and the network's output as zero.
+    """
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            # A dense layer over one-hot rows, whose fan-in is their number.
+            nn.init.normal_(module.weight, std=module.num_embeddings**-0.5)
+    for module in net.modules():
+        if isinstance(module, ResnetBlock):
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, Attention):
+            nn.init.zeros_(module.to_out[0].weight)
+    nn.init.zeros_(net.conv_out.weight)
+
+
+def _class_embedding(config: UNetConfig) -> nn.Module | None:
+    if config.class_embed_type == "timestep":
+        return TimestepEmbedding(config.block_out_channels[0], config.time_embed_dim)
+    if config.class_embed_type == "identity":
+        return nn.Identity()
+    if config.num_class_embeds is not None:
+        return nn.Embedding(config.num_class_embeds, config.time_embed_dim)
+    return None
+
+
+def _timesteps(timestep: Tensor | float, x: Tensor) -> Tensor:
+    """``timestep`` as a tensor of shape (B,) beside ``x``."""
+    if not isinstance(timestep, Tensor):
+        return torch.full((len(x),), float(timestep), device=x.device)
+    if timestep.shape not in ((), (1,), (len(x),)):
+        raise ValueError(
+            f"timestep has shape {tuple(timestep.shape)}; allowed: a number or a tensor of shape (), (1,) or "
+            f"({len(x)},). Give one time for all samples or one for each."
+        )
+    return timestep.to(x.device).expand(len(x))
+
+
+def _values_can_be_checked(values: Tensor) -> bool:
+    """Only where looking at them costs no synchronisation with a device and breaks no graph."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling() and len(values) > 0
+
+
+def _whole(name: str, values: Tensor) -> Tensor:
+    """Rows of a learned table from numbers that are whole but for the rounding of where they came from."""
+    rows = values.round()
+    if _values_can_be_checked(values) and (rows - values).abs().max() > 1e-3:
+        raise ValueError(f"{name}={values.tolist()}; allowed: whole numbers, the rows of the learned table.")
+    return rows.long()
+
+
+def _check_range(name: str, indices: Tensor, count: int) -> None:
+    """Refuse indices outside 0 .. count - 1."""
+    if not _values_can_be_checked(indices):
+        return
+    low, high = (int(value) for value in indices.aminmax())
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} in {low} .. {high}; allowed: 0 .. {count - 1}. They are counted from 0.")
