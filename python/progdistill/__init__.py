@@ -1,0 +1,40 @@
+"""progdistill: progressive distillation of diffusion models into few-step samplers (Salimans & Ho, ICLR 2022).
+
+    teacher = progdistill.train("digits", "runs/teacher", network="digits8", max_train_steps=3000)
+    student = progdistill.distill(teacher, rounds=5, output_dir="runs/student", updates_per_round=400)
+    images = progdistill.sample(student, steps=1, batch_size=64)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Denoiser": "progdistill.core",
+    "distill": "progdistill.training",
+    "load": "progdistill.interop",
+    "sample": "progdistill.sampling",
+    "save": "progdistill.interop",
+    "train": "progdistill.training",
+}
+_ROOMS = ("core", "data", "evaluation", "interop", "metrics", "nets", "ops", "report", "sampling", "training")
+
+__all__ = ["__version__", *_EXPORTS, *_ROOMS]
+
+if TYPE_CHECKING:
+    from progdistill.core import Denoiser
+    from progdistill.interop import load, save
+    from progdistill.sampling import sample
+    from progdistill.training import distill, train
+
+
+def __getattr__(name: str):
+    # Rooms are imported when they are first used: the operations alone need neither networks nor Pillow.
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"progdistill.{name}")
+    raise AttributeError(f"module 'progdistill' has no attribute {name!r}")

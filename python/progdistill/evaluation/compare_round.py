@@ -1,0 +1,70 @@
+"""After a distillation round: the student at N steps beside its teacher at N and at 2N, on the same noise."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from progdistill.core import Denoiser
+from progdistill.metrics import mean_and_standard_error, paired_distance
+from progdistill.sampling import generate
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundComparison:
+    """Images (n, C, H, W) in [-1, 1] and paired distances (root-mean-square pixel difference, data range 2)."""
+
+    steps: int
+    teacher_double: Tensor
+    teacher_same: Tensor
+    student: Tensor
+    student_distance: tuple[float, float]
+    """Mean and standard error of student (N) against teacher (2N): what the round has lost."""
+    teacher_distance: tuple[float, float]
+    """Teacher (N) against teacher (2N): what simply taking fewer steps would have lost."""
+
+    def record(self) -> dict:
+        """JSON-ready figures."""
+        return {
+            "student_distance": self.student_distance[0],
+            "student_distance_error": self.student_distance[1],
+            "teacher_distance": self.teacher_distance[0],
+            "teacher_distance_error": self.teacher_distance[1],
+        }
+
+    def rows(self) -> list[tuple[str, Tensor]]:
+        """Labelled images for a grid."""
+        n = self.steps
+        return [
+            (f"teacher, {2 * n} steps", self.teacher_double),
+            (f"student, {n} step{'s' * (n > 1)}", self.student),
+            (f"teacher, {n} step{'s' * (n > 1)}", self.teacher_same),
+        ]
+
+
+def compare_round(student: Denoiser, teacher: Denoiser, steps: int, count: int) -> RoundComparison:
+    """Compares on the noise of seeds 0 ... count - 1 (classes in turn for conditional models)."""
+    seeds = torch.arange(count)
+    labels = class_labels_in_turn(teacher, count)
+    draw = lambda model, n: generate(any_steps(model), n, seeds=seeds, class_labels=labels).cpu()  # noqa: E731
+    double, same, own = draw(teacher, 2 * steps), draw(teacher, steps), draw(student, steps)
+    return RoundComparison(
+        steps,
+        double,
+        same,
+        own,
+        mean_and_standard_error(paired_distance(own, double)),
+        mean_and_standard_error(paired_distance(same, double)),
+    )
+
+
+def any_steps(model: Denoiser) -> Denoiser:
+    """The same model without its list of valid step counts, to show what happens elsewhere."""
+    return model.with_network(model.network, valid_steps=None)
+
+
+def class_labels_in_turn(model: Denoiser, count: int) -> Tensor | None:
+    """Labels 0, 1, ..., 0, 1, ... for a conditional model, None for an unconditional one."""
+    return None if model.num_classes is None else torch.arange(count) % model.num_classes

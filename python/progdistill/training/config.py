@@ -1,0 +1,174 @@
+"""The settings of a run: one dataclass a recipe, named as in diffusers' training scripts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from progdistill.ops.names import canonical_weighting
+
+
+@dataclasses.dataclass(kw_only=True)
+class LoopConfig:
+    """What every training loop needs."""
+
+    output_dir: str
+    """Folder for models, checkpoints, metrics, pictures and the report."""
+    train_batch_size: int = 128
+    """Images an update sees, over all accumulated microbatches."""
+    gradient_accumulation_steps: int = 1
+    """Microbatches that an update's batch is split into, to save memory."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    lr_warmup_steps: int = 0
+    """Updates over which the learning rate rises linearly from 0."""
+    lr_scheduler: Literal["constant", "linear"] = "linear"
+    """After the warm-up: constant, or annealed linearly to 0 at the end of the round."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    adam_weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Bound of the gradient's global norm; 0 switches clipping off."""
+    ema_decay: float = 0.9999
+    """Decay of the weights' bias-corrected moving average; 0 keeps the raw weights."""
+    weighting: str = "truncated_snr"
+    """Loss weighting: constant, snr, truncated_snr, snr_plus_one or min_snr."""
+    min_snr_gamma: float = 5.0
+    """Bound of the min_snr weighting."""
+    random_flip: bool = False
+    """Mirror each image with probability 1/2."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """Precision of the networks; auto: bf16 on a GPU, float32 on the CPU. Losses and weights stay float32."""
+    device: str | None = None
+    """cpu or cuda; default: cuda if there is one."""
+    seed: int = 0
+    """Everything random follows from it."""
+    logging_steps: int = 50
+    """Updates between two lines of metrics.jsonl."""
+    checkpointing_steps: int = 1000
+    """Updates between two checkpoints."""
+    checkpoints_total_limit: int = 2
+    """Checkpoints that are kept, at least 2."""
+    validation_steps: int = 0
+    """Updates between two sample grids; 0: only at the end of a round."""
+    overwrite: bool = False
+    """Start anew where a run already is, instead of resuming it."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        self.weighting = canonical_weighting(self.weighting)
+        positive = ("train_batch_size", "gradient_accumulation_steps", "logging_steps", "checkpointing_steps")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use a positive whole number")
+        if self.train_batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"train_batch_size {self.train_batch_size} does not divide into "
+                f"{self.gradient_accumulation_steps} microbatches; change gradient_accumulation_steps"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it lies in [0, 1), 0 = no averaging")
+        if self.learning_rate < 0 or self.lr_warmup_steps < 0 or self.max_grad_norm < 0 or self.validation_steps < 0:
+            raise ValueError("learning_rate, lr_warmup_steps, max_grad_norm and validation_steps are not negative")
+        if self.checkpoints_total_limit < 2:
+            raise ValueError(f"checkpoints_total_limit is {self.checkpoints_total_limit}; at least 2 are kept")
+        if self.lr_scheduler not in ("constant", "linear"):
+            raise ValueError(f"unknown lr_scheduler {self.lr_scheduler!r}; use constant or linear")
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainConfig(LoopConfig):
+    """Train a teacher (Salimans & Ho 2022, Algorithm 1, continuous time)."""
+
+    data: str = ""
+    """Image folder, .zip, .npz/.npy, .parquet, or "digits"."""
+    network: str = "cifar10"
+    """A named network: cifar10, imagenet64, lsun128, ddpm-cifar10-32, digits8; or a unet/config.json."""
+    class_conditional: bool = False
+    """Condition on the data set's labels."""
+    prediction_type: str = "v_prediction"
+    """What the network predicts: v_prediction, sample, epsilon or sample_epsilon (two-headed)."""
+    logsnr_min: float | None = None
+    """logSNR at t = 1; none: the pure cosine schedule's -inf (the released code: -20)."""
+    logsnr_max: float | None = None
+    """logSNR at t = 0; none: +inf (the released code: 20)."""
+    max_train_steps: int = 800_000
+    """Updates."""
+    learning_rate: float = 2e-4
+    lr_scheduler: Literal["constant", "linear"] = "constant"
+    lr_warmup_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_train_steps < 1:
+            raise ValueError(f"max_train_steps is {self.max_train_steps}; use a positive whole number")
+
+
+@dataclasses.dataclass(kw_only=True)
+class DistillConfig(LoopConfig):
+    """Distil a teacher round by round (Salimans & Ho 2022, Algorithm 2)."""
+
+    teacher: str = ""
+    """The teacher's folder."""
+    data: str = ""
+    """As in train; default: the data set that the teacher's folder records."""
+    rounds: int = 10
+    """How often the step count is divided by step_factor."""
+    end_steps: int = 1
+    """Step count of the last student."""
+    step_factor: int = 2
+    """Division of the step count in a round; the teacher always takes two steps inside a student's step."""
+    start_steps: int | None = None
+    """The teacher's step count; default end_steps * step_factor ** rounds, which it must equal."""
+    updates_per_round: int = 50_000
+    """Updates of a round."""
+    updates_at: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Other numbers of updates for the students of certain step counts, for instance 2: 100000, 1: 100000."""
+    learning_rate: float = 1e-4
+    ema_decay: float = 0.999
+    validation_images: int = 64
+    """Images of fixed noise that each round's student and teacher are compared on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1 or self.end_steps < 1 or self.step_factor < 2 or self.updates_per_round < 1:
+            raise ValueError(
+                f"rounds = {self.rounds}, end_steps = {self.end_steps}, updates_per_round = {self.updates_per_round} "
+                f"must be at least 1 and step_factor = {self.step_factor} at least 2"
+            )
+        start = self.end_steps * self.step_factor**self.rounds
+        if self.start_steps not in (None, start):
+            raise ValueError(
+                f"start_steps is {self.start_steps}, but {self.rounds} rounds by {self.step_factor} that end at "
+                f"{self.end_steps} steps start at {start}; leave start_steps out or change rounds"
+            )
+        self.start_steps = start
+        unknown = sorted(set(self.updates_at) - set(self.student_steps))
+        if unknown:
+            raise ValueError(f"updates_at names {unknown} steps; this run's students have {self.student_steps}")
+        if self.weighting in ("snr", "min_snr") and self.end_steps == 1:
+            raise ValueError(
+                f"weighting {self.weighting!r} is zero at t = 1, which is all there is in the 1-step round: it would "
+                "train nothing; use truncated_snr, snr_plus_one or constant, or end_steps = 2"
+            )
+
+    @property
+    def student_steps(self) -> list[int]:
+        """The step count of each round's student."""
+        return [self.end_steps * self.step_factor**k for k in reversed(range(self.rounds))]
+
+    def updates_for(self, steps: int) -> int:
+        """The number of updates of the round whose student has `steps` steps."""
+        return self.updates_at.get(steps, self.updates_per_round)
+
+
+def fingerprint(config: LoopConfig) -> dict[str, Any]:
+    """The settings that decide a run's result, JSON-ready; a resumed run must have the same."""
+    free = {"output_dir", "overwrite", "progress", "checkpoints_total_limit", "checkpointing_steps", "device"}
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+    if "updates_at" in fields:
+        fields["updates_at"] = {str(k): v for k, v in fields["updates_at"].items()}
+    return fields

@@ -1,0 +1,221 @@
+"""Progressive distillation: Salimans & Ho 2022, Algorithm 2, round by round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from progdistill.core import Denoiser
+from progdistill.core.random import Stream, integers
+from progdistill.data import open_dataset, to_uint8
+from progdistill.evaluation import compare_round
+from progdistill.interop import load, save
+from progdistill.nets.unet import UNet
+from progdistill.ops import ddim_step, diffuse, distillation_loss_and_grad, normal
+from progdistill.report import labelled_rows, save_png
+from progdistill.training.batches import Batch, BatchSource
+from progdistill.training.config import DistillConfig
+from progdistill.training.loop import Loss, Round, RoundResult, choose_device, copy_network, run_round
+from progdistill.training.run_folder import RunFolder
+from progdistill.training.run_report import write_run_report
+
+GRID_COLUMNS = 12
+
+
+class DistillationObjective:
+    """Algorithm 2: t = (i + 1) / N with i uniform; the teacher's two DDIM steps are the student's one.
+
+    The teacher is a constant: eval mode, no gradient, its averaged weights. Grid angles are taken by index from the
+    teacher's 2N-step grid, so the last one is exactly 0.
+    """
+
+    def __init__(self, teacher: Denoiser, steps: int, config: DistillConfig) -> None:
+        self.teacher = teacher
+        self.steps = steps
+        self.weighting = config.weighting
+        self.min_snr_gamma = config.min_snr_gamma
+        self.grid = teacher.schedule.grid(2 * steps).to(teacher.device)
+        teacher.eval().requires_grad_(False)
+
+    def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss:
+        index = integers(batch.seeds, batch.update, Stream.TIME, self.steps)
+        first = 2 * (self.steps - 1 - index)
+        phis = self.grid[torch.stack((first, first + 1, first + 2))]
+        noise = normal(batch.seeds, batch.update, Stream.NOISE, batch.x.shape[1:])
+        z = diffuse(batch.x, noise, phis[0])
+        teacher_type = self.teacher.prediction_type
+        with torch.no_grad():
+            first_out = self.teacher.raw(z, phis[0], batch.cond)
+            half = ddim_step(z, first_out, phis[0], phis[1], prediction_type=teacher_type)
+            second_out = self.teacher.raw(half, phis[1], batch.cond)
+        pred = student.raw(z, phis[0], batch.cond)
+        loss, grad = distillation_loss_and_grad(
+            pred,
+            z,
+            [first_out, second_out],
+            phis,
+            prediction_type=student.prediction_type,
+            teacher_prediction_type=teacher_type,
+            weighting=self.weighting,
+            min_snr_gamma=self.min_snr_gamma,
+            grad_scale=grad_scale,
+        )
+        return Loss(pred, grad, loss, phis[0])
+
+
+def distill(
+    teacher: Denoiser | str | None = None,
+    *,
+    rounds: int | None = None,
+    data: Any = None,
+    output_dir: str | None = None,
+    config: DistillConfig | None = None,
+    **settings: Any,
+) -> Denoiser:
+    """Distils a teacher round by round; the same call again resumes an interrupted run.
+
+    Args:
+        teacher: a Denoiser, or the folder of one.
+        rounds: how often the step count is divided by `step_factor` (2); the run starts at
+            end_steps * step_factor ** rounds teacher steps.
+        data: whatever `progdistill.data.open_dataset` takes; None uses the data set that the teacher's folder
+            records.
+        output_dir: where everything goes; every student is kept in output_dir/students.
+        config: a DistillConfig instead of keyword settings.
+        settings: fields of `DistillConfig` (end_steps, updates_per_round, learning_rate, ema_decay, ...).
+
+    Returns:
+        The last student with its averaged weights (each round's average is the next round's teacher); its `students`
+        hold the others by step count.
+
+    Raises:
+        ValueError: settings that contradict each other, the teacher, the data or an earlier run in output_dir.
+    """
+    if config is None:
+        if rounds is not None:
+            settings["rounds"] = rounds
+        config = DistillConfig(
+            teacher=teacher if isinstance(teacher, str) else "",
+            data=data if isinstance(data, str) else "",
+            output_dir=output_dir or "",
+            **settings,
+        )
+    if not config.output_dir:
+        raise ValueError("output_dir is missing; name a folder for students, checkpoints and metrics")
+    device = choose_device(config.device)
+    teacher = _opened(teacher if teacher is not None else config.teacher).to(device)
+    _check_teacher(teacher, config)
+    dataset = open_dataset(_data_source(data if data is not None else config.data, teacher))
+    if tuple(dataset.shape) != teacher.sample_shape:
+        raise ValueError(
+            f"{dataset.name} has images of shape {tuple(dataset.shape)}, the teacher makes {teacher.sample_shape}; "
+            "use the data it was trained on"
+        )
+    run = RunFolder(config, "distill", {"data": dataset.name, "teacher": teacher.provenance})
+    for index, steps in enumerate(config.student_steps):
+        folder = run.student(steps)
+        if (folder / "progdistill.json").exists():
+            teacher = load(folder, device=device)
+        else:
+            batches = BatchSource(dataset, config, index, device, teacher.num_classes is not None)
+            teacher = _distill_round(index, steps, teacher, batches, config, run)
+    kept = {steps: run.student(steps) for steps in config.student_steps}
+    write_run_report(run, f"Distilling {config.start_steps} steps to {config.end_steps}")
+    if not (run.model / "progdistill.json").exists():
+        siblings = {n: f"../students/{path.name}" for n, path in kept.items() if n != config.end_steps}
+        save(teacher, run.model, students=siblings)
+    return load(run.model, device=device)
+
+
+def _distill_round(
+    index: int, steps: int, teacher: Denoiser, batches: BatchSource, config: DistillConfig, run: RunFolder
+) -> Denoiser:
+    label = f"{2 * steps} -> {steps} steps" if config.step_factor == 2 else f"student of {steps} steps"
+    student = teacher.with_network(copy_network(teacher.network).requires_grad_(True), valid_steps=(steps,))
+
+    def on_validation(model: Denoiser, update: int):
+        comparison = compare_round(model, teacher, steps, config.validation_images)
+        rows = [(name, to_uint8(images[:GRID_COLUMNS])) for name, images in comparison.rows()]
+        if teacher.sample_shape[0] in (1, 3):
+            save_png(labelled_rows(rows), run.sample_grid(f"steps-{steps:04d}-update-{update:07d}"))
+        return comparison
+
+    updates = config.updates_for(steps)
+    round_ = Round(
+        index=index,
+        student=student,
+        objective=DistillationObjective(teacher, steps, config),
+        updates=updates,
+        label=label,
+        dropout=False,
+        on_validation=on_validation,
+    )
+    run.start_round(index)
+    result: RoundResult = run_round(round_, batches, config, run)
+    comparison = on_validation(result.student, updates)
+    run.metrics.write(
+        {
+            "event": "round_end",
+            "round": index,
+            "label": label,
+            "steps": steps,
+            "updates": updates,
+            "seconds": round(result.seconds, 3),
+            **comparison.record(),
+        }
+    )
+    result.student.provenance = {
+        "recipe": "distill",
+        "steps": steps,
+        "updates": updates,
+        "seconds": round(result.seconds, 3),
+        "data": batches.dataset.name,
+        "teacher": teacher.provenance,
+        **comparison.record(),
+    }
+    # The student's folder is what marks a round as done: it is written last.
+    save(result.student, run.student(steps), raw_state_dict=result.raw_state_dict)
+    run.clear_checkpoints()
+    return result.student
+
+
+def _opened(teacher: Denoiser | str) -> Denoiser:
+    if isinstance(teacher, Denoiser):
+        return teacher
+    if not teacher:
+        raise ValueError("teacher is missing; pass a model or the folder of one (progdistill train makes one)")
+    return load(teacher)
+
+
+def _check_teacher(teacher: Denoiser, config: DistillConfig) -> None:
+    if not isinstance(teacher.network, UNet):
+        raise ValueError(
+            f"the teacher's network is a {type(teacher.network).__name__}; distill keeps every student as a model "
+            "folder, which needs a progdistill.nets.UNet"
+        )
+    if teacher.prediction_type == "epsilon":
+        raise ValueError(
+            "the teacher predicts epsilon, which says nothing about x where a few-step student starts (SNR 0); distil "
+            "a v_prediction, sample or sample_epsilon teacher"
+        )
+    wanted = config.start_steps
+    if teacher.valid_steps is not None and wanted not in teacher.valid_steps:
+        raise ValueError(
+            f"the run starts from {wanted} steps, but the teacher was itself distilled for {teacher.valid_steps}; "
+            "choose rounds and end_steps so that end_steps * step_factor ** rounds is one of them"
+        )
+
+
+def _data_source(data: Any, teacher: Denoiser) -> Any:
+    if data is not None and not (isinstance(data, str) and not data):
+        return data
+    facts: Any = teacher.provenance
+    while isinstance(facts, dict):
+        if facts.get("data_source"):
+            return facts["data_source"]
+        facts = facts.get("teacher")
+    raise ValueError(
+        "the teacher's folder does not record a data set; name one with data=... (a folder, .zip, .npz, .parquet or "
+        "a torch Dataset); distillation needs images like those that the teacher was trained on"
+    )

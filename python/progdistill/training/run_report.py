@@ -1,0 +1,60 @@
+"""The page at the end of a run: loss curves, rounds, pictures, timings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from progdistill.core.files import write_text_atomic
+from progdistill.report import Png, Section, Series, Svg, Table, html_page, line_chart
+from progdistill.training.run_folder import RunFolder
+
+
+def loss_chart(records: list[dict[str, Any]]) -> str:
+    """SVG of the loss against updates, a curve for each round."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        if record["event"] == "update":
+            curves.setdefault(record["label"], []).append((record["update"], record["loss"]))
+    series = [Series(label, *zip(*points, strict=True)) for label, points in curves.items()]
+    return line_chart(series, title="Loss", x_label="update", y_label="weighted squared error", log_y=True)
+
+
+def round_table(records: list[dict[str, Any]]) -> Table:
+    """What each round took and lost."""
+    rows = []
+    for record in records:
+        if record["event"] == "round_end":
+            row = {"round": record["label"], "seconds": f"{record['seconds']:.1f}"}
+            if "steps" in record:
+                row["updates"] = str(record["updates"])
+                for who in ("student", "teacher"):
+                    value, error = record[f"{who}_distance"], record[f"{who}_distance_error"]
+                    row[f"{who} at N to teacher at 2N"] = f"{value:.4f} ± {error:.4f}"
+            rows.append(row)
+    return Table(rows)
+
+
+def write_run_report(run: RunFolder, title: str) -> None:
+    """Writes report.html beside the run's other files."""
+    records = run.metrics.records()
+    sections = [
+        Section(
+            "Rounds",
+            [
+                round_table(records),
+                "Paired distances are root-mean-square pixel differences (data range 2) on the same noise, with their "
+                "standard errors. A student should be closer to its teacher at 2N steps than the teacher at N is.",
+            ],
+        ),
+        Section("Loss", [Svg(loss_chart(records))]),
+        Section("Samples", [_picture(path) for path in sorted((run.path / "samples").glob("*.png"))]),
+    ]
+    write_text_atomic(run.path / "report.html", html_page(title, sections))
+
+
+def _picture(path: Path) -> Png:
+    with Image.open(path) as image:
+        return Png(image.copy(), alt=f"samples, {path.stem}", caption=path.stem)
