@@ -16,6 +16,7 @@ _EXPORTS = {
     "Denoiser": "progdistill.core",
     "distill": "progdistill.training",
     "load": "progdistill.interop",
+    "quickstart": "progdistill.quickstart.run",
     "sample": "progdistill.sampling",
     "save": "progdistill.interop",
     "train": "progdistill.training",

@@ -42,7 +42,7 @@ def replace_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush_folder(target.parent)
+    flush_folder(target.parent)
 
 
 def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
@@ -57,14 +57,14 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json_atomic(path: str | os.PathLike[str], obj: object) -> None:
-    """Writes `obj` as JSON (UTF-8, indent 2, trailing newline) through `replace_atomic`.
+    """Writes `obj` as JSON (ASCII, indent 2, trailing newline) through `replace_atomic`.
 
     Only what reads back equal is written: dict with string keys, list, tuple (read back as a list), str, int,
     float, bool and None. Raises ValueError for NaN and infinity and TypeError for anything else, both with
     the place in `obj`.
     """
     _require_json(obj, "")
-    write_text_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text_atomic(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
 
 
 def _require_json(value: object, place: str) -> None:
@@ -98,7 +98,7 @@ def _flush(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Makes a rename last through a power failure, where the system can.
 
     Windows opens no folders, some network file systems refuse to flush them.

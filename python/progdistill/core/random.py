@@ -32,7 +32,7 @@ def sample_seeds(seed: int, round_index: int, samples: Tensor) -> Tensor:
 def uniform(seeds: Tensor, step: int, stream: Stream) -> Tensor:
     """(B,) float64 in [0, 1) with 53 random bits, one for each seed."""
     high, low, *_ = _words(seeds, step, stream)
-    return ((high >> 5) * 2.0**26 + (low >> 6)) * 2.0**-53
+    return (((high >> 5) << 26) + (low >> 6)).double() * 2.0**-53
 
 
 def integers(seeds: Tensor, step: int, stream: Stream, high: int) -> Tensor:

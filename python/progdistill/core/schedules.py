@@ -19,7 +19,7 @@ from torch import Tensor
 
 def as_float64(value: Tensor | float) -> Tensor:
     """A float64 tensor on the value's device."""
-    return torch.as_tensor(value).to(torch.float64)
+    return torch.as_tensor(value, dtype=torch.float64)
 
 
 def logsnr_of(phi: Tensor | float) -> Tensor:
@@ -88,12 +88,12 @@ class CosineSchedule(Schedule):
     @property
     def offset(self) -> float:
         """b, the angle at t = 0."""
-        return 0.0 if self.logsnr_max is None else math.atan(math.exp(-0.5 * self.logsnr_max))
+        return 0.0 if self.logsnr_max is None else float(angle_of_logsnr(self.logsnr_max))
 
     @property
     def slope(self) -> float:
         """a, the angles that t = 0 ... 1 covers."""
-        end = math.pi / 2 if self.logsnr_min is None else math.atan(math.exp(-0.5 * self.logsnr_min))
+        end = math.pi / 2 if self.logsnr_min is None else float(angle_of_logsnr(self.logsnr_min))
         return end - self.offset
 
     def angle(self, time: Tensor | float) -> Tensor:

@@ -1,12 +1,13 @@
 """Which implementation of an operation runs, and why.
 
-Every operation lists its implementations by backend name. Without a wish the best one for the tensor's device is
+Every operation declares its implementations by backend name. Without a wish the best one for the tensor's device is
 taken; `backend=` or the environment variable PROGDISTILL_BACKEND forces one, and a forced backend that cannot
 serve is an error, never a silent fallback.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 
@@ -15,8 +16,20 @@ from progdistill.ops import native
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 _DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+_implementations: dict[str, Mapping[str, Callable]] = {}
 
 
+def declare(operation: str, implementations: Mapping[str, Callable]) -> None:
+    """Names an operation's implementations, "reference" among them."""
+    _implementations[operation] = implementations
+
+
+def declared() -> Mapping[str, Mapping[str, Callable]]:
+    """The implementations of every operation."""
+    return _implementations
+
+
+@functools.cache
 def unavailable(backend: str) -> str | None:
     """Why a backend cannot be used on this installation, or None if it can."""
     if backend == "cpu" and native._C is None:
@@ -26,19 +39,25 @@ def unavailable(backend: str) -> str | None:
     return None
 
 
-def choose(operation: str, implementations: Mapping[str, Callable], device: str, backend: str | None) -> Callable:
-    """The implementation of `operation` for a device type ("cpu", "cuda", ...).
+def best(operation: str, device: str) -> str:
+    """The backend that serves an operation on a device type ("cpu", "cuda", ...) when none is forced."""
+    for name in _PREFERENCE.get(device, ()):
+        if name in _implementations[operation] and unavailable(name) is None:
+            return name
+    return "reference"
+
+
+def choose(operation: str, device: str, backend: str | None) -> Callable:
+    """The implementation of an operation for a device type.
 
     Raises:
         ValueError: the forced backend is unknown, works on another device, or lacks this operation.
         RuntimeError: the forced backend is not available on this installation.
     """
+    implementations = _implementations[operation]
     forced = backend or os.environ.get("PROGDISTILL_BACKEND") or None
     if forced is None:
-        for name in _PREFERENCE.get(device, ("reference",)):
-            if name in implementations and unavailable(name) is None:
-                return implementations[name]
-        return implementations["reference"]
+        return implementations[best(operation, device)]
     if forced not in BACKENDS:
         raise ValueError(
             f"unknown backend {forced!r}; use one of {', '.join(BACKENDS)}, or none for the best available"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from progdistill.ops import checks, native, rotation
-from progdistill.ops.backends import choose
+from progdistill.ops.backends import choose, declare
 from progdistill.ops.layout import dense, memory_format, per_sample, split_heads
 from progdistill.ops.names import PREDICTION_TYPES, canonical_prediction_type, heads
 from progdistill.ops.registration import register
@@ -75,7 +75,7 @@ def _ddim_step_cpu(
     format = memory_format(z)
     z = dense(z, format)
     z_next = torch.empty_like(z, memory_format=format)
-    native._C.ddim_step(
+    in_order = native._C.ddim_step(
         native.view(z_next),
         native.view(z),
         native.view(dense(out, format)),
@@ -85,10 +85,12 @@ def _ddim_step_cpu(
         clip,
         native.threads(),
     )
+    if not in_order:
+        _check_values(phi, phi_next, prediction_type, clip)
     return z_next
 
 
-_IMPLEMENTATIONS = {"reference": ddim_step_reference, "cpu": _ddim_step_cpu}
+declare("ddim_step", {"reference": ddim_step_reference, "cpu": _ddim_step_cpu})
 
 
 def _implementation(
@@ -100,8 +102,9 @@ def _implementation(
     clip: float | None,
     backend: str | None,
 ) -> Tensor:
-    _check_values(phi, phi_next, prediction_type, clip)
-    run = choose("ddim_step", _IMPLEMENTATIONS, z.device.type, backend)
+    run = choose("ddim_step", z.device.type, backend)
+    if run is not _ddim_step_cpu:  # the C++ kernel looks at the values on its way
+        _check_values(phi, phi_next, prediction_type, clip)
     return dense(run(z, out, phi, phi_next, prediction_type, clip), memory_format(z))
 
 

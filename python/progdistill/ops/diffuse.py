@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from progdistill.ops import checks, native
-from progdistill.ops.backends import choose
+from progdistill.ops.backends import choose, declare
 from progdistill.ops.layout import dense, memory_format, per_sample
 from progdistill.ops.registration import register
 
@@ -42,19 +42,32 @@ def _diffuse_cpu(x: Tensor, noise: Tensor, phi: Tensor) -> Tensor:
     format = memory_format(x)
     x, noise = dense(x, format), dense(noise, format)
     z = torch.empty_like(x, memory_format=format)
-    native._C.diffuse(
+    in_order = native._C.diffuse(
         native.view(z), native.view(x), native.view(noise), native.view(phi.contiguous()), native.threads()
+    )
+    if not in_order:
+        checks.check_angle_values("phi", phi)
+    return z
+
+
+def _diffuse_cuda(x: Tensor, noise: Tensor, phi: Tensor) -> Tensor:
+    format = memory_format(x)
+    x, noise = dense(x, format), dense(noise, format)
+    z = torch.empty_like(x, memory_format=format)
+    native._C.diffuse_cuda(
+        native.view(z), native.view(x), native.view(noise), native.view(phi.contiguous()), native.stream(x.device)
     )
     return z
 
 
-_IMPLEMENTATIONS = {"reference": diffuse_reference, "cpu": _diffuse_cpu}
+declare("diffuse", {"reference": diffuse_reference, "cpu": _diffuse_cpu, "cuda": _diffuse_cuda})
 
 
 def _implementation(x: Tensor, noise: Tensor, phi: Tensor, backend: str | None) -> Tensor:
-    checks.check_angle_values("phi", phi)
-    z = choose("diffuse", _IMPLEMENTATIONS, x.device.type, backend)(x, noise, phi)
-    return dense(z, memory_format(x))
+    run = choose("diffuse", x.device.type, backend)
+    if run is not _diffuse_cpu:  # the C++ kernel looks at the values on its way
+        checks.check_angle_values("phi", phi)
+    return dense(run(x, noise, phi), memory_format(x))
 
 
 def _fake(x: Tensor, noise: Tensor, phi: Tensor, backend: str | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from progdistill.ops import checks, native, rotation
-from progdistill.ops.backends import choose
+from progdistill.ops.backends import choose, declare
 from progdistill.ops.distillation_target import check_target_values, check_teacher, named_teacher
 from progdistill.ops.layout import dense, memory_format
 from progdistill.ops.names import PREDICTION_TYPES, WEIGHTINGS, canonical_prediction_type, canonical_weighting
@@ -127,7 +127,7 @@ def _distillation_loss_cpu(
 ) -> tuple[Tensor, Tensor]:
     format = memory_format(pred)
     loss, grad = fake_loss(pred, z, need_grad)
-    native._C.distillation_loss(
+    in_order = native._C.distillation_loss(
         native.view(loss),
         native.view(grad) if need_grad else None,
         native.view(dense(pred, format)),
@@ -142,10 +142,12 @@ def _distillation_loss_cpu(
         grad_scale,
         native.threads(),
     )
+    if not in_order:
+        _check_values(phis, prediction_type, teacher_type, weighting, min_snr_gamma, clip)
     return loss, grad
 
 
-_IMPLEMENTATIONS = {"reference": distillation_loss_reference, "cpu": _distillation_loss_cpu}
+declare("distillation_loss", {"reference": distillation_loss_reference, "cpu": _distillation_loss_cpu})
 
 
 def _implementation(
@@ -162,16 +164,30 @@ def _implementation(
     need_grad: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    check_target_values(phis, teacher_type, rotation.domain(prediction_type), clip)
-    check_scale_values(phis[0], prediction_type, weighting, min_snr_gamma)
-    run = choose("distillation_loss", _IMPLEMENTATIONS, z.device.type, backend)
+    run = choose("distillation_loss", z.device.type, backend)
+    if run is not _distillation_loss_cpu:  # the C++ kernel looks at the values on its way
+        _check_values(phis, prediction_type, teacher_type, weighting, min_snr_gamma, clip)
     return run(
         pred, z, outs, phis, prediction_type, teacher_type, weighting, min_snr_gamma, clip, grad_scale, need_grad
     )
 
 
+def _check_values(
+    phis: Tensor,
+    prediction_type: str,
+    teacher_type: str,
+    weighting: str,
+    min_snr_gamma: float,
+    clip: float | None,
+) -> None:
+    check_target_values(phis, teacher_type, rotation.domain(prediction_type), clip)
+    check_scale_values(phis[0], prediction_type, weighting, min_snr_gamma)
+
+
 def check_scale_values(phi: Tensor, prediction_type: str, weighting: str, min_snr_gamma: float) -> None:
     """Refuses an infinite weight; no-op for tensors that are not on the CPU."""
+    if phi.device.type != "cpu":
+        return
     scale, _ = rotation.loss_scale(prediction_type, weighting, phi, min_snr_gamma)
     checks.check_finite((scale,), f"weighting {weighting!r} of a {prediction_type!r} prediction", phi)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from progdistill.ops import checks, native, rotation
-from progdistill.ops.backends import choose
+from progdistill.ops.backends import choose, declare
 from progdistill.ops.layout import dense, memory_format
 from progdistill.ops.names import PREDICTION_TYPES, canonical_prediction_type, heads
 from progdistill.ops.registration import register
@@ -86,8 +86,7 @@ def distillation_target_reference(
     z: Tensor, outs: list[Tensor], phis: Tensor, prediction_type: str, target_type: str, clip: float | None
 ) -> Tensor:
     """The formula in plain PyTorch."""
-    quantities = ("x", "eps") if heads(target_type) == 2 else (rotation.domain(target_type),)
-    forms = [rotation.target_form(prediction_type, quantity, phis) for quantity in quantities]
+    forms = [rotation.target_form(prediction_type, quantity, phis) for quantity in _quantities(target_type)]
     return torch.cat([target_reference(z, outs, form, phis, prediction_type, clip) for form in forms], dim=1)
 
 
@@ -96,7 +95,7 @@ def _distillation_target_cpu(
 ) -> Tensor:
     format = memory_format(z)
     target = _empty_target(z, target_type)
-    native._C.distillation_target(
+    in_order = native._C.distillation_target(
         native.view(target),
         native.view(dense(z, format)),
         [native.view(dense(out, format)) for out in outs],
@@ -106,10 +105,12 @@ def _distillation_target_cpu(
         clip,
         native.threads(),
     )
+    if not in_order:
+        _check_values(phis, prediction_type, target_type, clip)
     return target
 
 
-_IMPLEMENTATIONS = {"reference": distillation_target_reference, "cpu": _distillation_target_cpu}
+declare("distillation_target", {"reference": distillation_target_reference, "cpu": _distillation_target_cpu})
 
 
 def _implementation(
@@ -121,10 +122,19 @@ def _implementation(
     clip: float | None,
     backend: str | None,
 ) -> Tensor:
-    for quantity in ("x", "eps") if heads(target_type) == 2 else (rotation.domain(target_type),):
-        check_target_values(phis, prediction_type, quantity, clip)
-    run = choose("distillation_target", _IMPLEMENTATIONS, z.device.type, backend)
+    run = choose("distillation_target", z.device.type, backend)
+    if run is not _distillation_target_cpu:  # the C++ kernel looks at the values on its way
+        _check_values(phis, prediction_type, target_type, clip)
     return dense(run(z, outs, phis, prediction_type, target_type, clip), memory_format(z))
+
+
+def _check_values(phis: Tensor, prediction_type: str, target_type: str, clip: float | None) -> None:
+    for quantity in _quantities(target_type):
+        check_target_values(phis, prediction_type, quantity, clip)
+
+
+def _quantities(target_type: str) -> tuple[str, ...]:
+    return ("x", "eps") if heads(target_type) == 2 else (rotation.domain(target_type),)
 
 
 def _empty_target(z: Tensor, target_type: str) -> Tensor:

@@ -31,6 +31,13 @@ def view(tensor: Tensor):
     return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), _DTYPE_CODES[tensor.dtype])
 
 
+def stream(device: torch.device) -> tuple[int, int] | None:
+    """Where a CUDA kernel is to run: None if the extension asks torch itself, else (device index, stream pointer)."""
+    if _exchange_api is not None:
+        return None
+    return device.index, torch.cuda.current_stream(device).cuda_stream
+
+
 def threads() -> int:
     """How many CPU threads an operation may use: torch's own setting."""
     return torch.get_num_threads()

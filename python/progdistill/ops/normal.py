@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from progdistill.ops import native
-from progdistill.ops.backends import choose
+from progdistill.ops.backends import choose, declare
 from progdistill.ops.philox import philox_4x32_10, split_words
 from progdistill.ops.registration import register
 
@@ -68,11 +68,11 @@ def _normal_cpu(seeds: Tensor, step: Tensor, stream: int, shape: Sequence[int]) 
     return out
 
 
-_IMPLEMENTATIONS = {"reference": normal_reference, "cpu": _normal_cpu}
+declare("normal", {"reference": normal_reference, "cpu": _normal_cpu})
 
 
 def _implementation(seeds: Tensor, step: Tensor, stream: int, shape: list[int], backend: str | None) -> Tensor:
-    return choose("normal", _IMPLEMENTATIONS, seeds.device.type, backend)(seeds, step, stream, shape)
+    return choose("normal", seeds.device.type, backend)(seeds, step, stream, shape)
 
 
 def _fake(seeds: Tensor, step: Tensor, stream: int, shape: list[int], backend: str | None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from progdistill.ops import checks, native, rotation
-from progdistill.ops.backends import choose
+from progdistill.ops.backends import choose, declare
 from progdistill.ops.distillation_loss import check_scale_values
 from progdistill.ops.layout import dense, memory_format, per_sample, split_heads
 from progdistill.ops.names import PREDICTION_TYPES, WEIGHTINGS, canonical_prediction_type, canonical_weighting, heads
@@ -113,7 +113,7 @@ def _prediction_loss_cpu(
 ) -> tuple[Tensor, Tensor]:
     format = memory_format(pred)
     loss, grad = fake_loss(pred, z, need_grad)
-    native._C.prediction_loss(
+    in_order = native._C.prediction_loss(
         native.view(loss),
         native.view(grad) if need_grad else None,
         native.view(dense(pred, format)),
@@ -127,10 +127,12 @@ def _prediction_loss_cpu(
         grad_scale,
         native.threads(),
     )
+    if not in_order:
+        _check_values(phi, prediction_type, target_type, weighting, min_snr_gamma)
     return loss, grad
 
 
-_IMPLEMENTATIONS = {"reference": prediction_loss_reference, "cpu": _prediction_loss_cpu}
+declare("prediction_loss", {"reference": prediction_loss_reference, "cpu": _prediction_loss_cpu})
 
 
 def _implementation(
@@ -146,12 +148,19 @@ def _implementation(
     need_grad: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
+    run = choose("prediction_loss", z.device.type, backend)
+    if run is not _prediction_loss_cpu:  # the C++ kernel looks at the values on its way
+        _check_values(phi, prediction_type, target_type, weighting, min_snr_gamma)
+    return run(pred, z, target, phi, prediction_type, target_type, weighting, min_snr_gamma, grad_scale, need_grad)
+
+
+def _check_values(phi: Tensor, prediction_type: str, target_type: str, weighting: str, min_snr_gamma: float) -> None:
     checks.check_angle_values("phi", phi)
+    if phi.device.type != "cpu":
+        return
     form = rotation.prediction_form(target_type, rotation.domain(prediction_type), phi)
     checks.check_finite((form.z, *form.output), f"a {target_type!r} target for a {prediction_type!r} prediction", phi)
     check_scale_values(phi, prediction_type, weighting, min_snr_gamma)
-    run = choose("prediction_loss", _IMPLEMENTATIONS, z.device.type, backend)
-    return run(pred, z, target, phi, prediction_type, target_type, weighting, min_snr_gamma, grad_scale, need_grad)
 
 
 def _fake(pred, z, target, phi, prediction_type, target_type, weighting, min_snr_gamma, grad_scale, need_grad, backend):

@@ -9,11 +9,17 @@ from progdistill.ops.names import canonical_weighting
 
 
 @dataclasses.dataclass(kw_only=True)
-class LoopConfig:
-    """What every training loop needs."""
+class RunConfig:
+    """Where a run lives."""
 
     output_dir: str
     """Folder for models, checkpoints, metrics, pictures and the report."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class LoopConfig(RunConfig):
+    """What every training loop needs."""
+
     train_batch_size: int = 128
     """Images an update sees, over all accumulated microbatches."""
     gradient_accumulation_steps: int = 1
@@ -80,13 +86,15 @@ class LoopConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class TrainConfig(LoopConfig):
-    """Train a teacher (Salimans & Ho 2022, Algorithm 1, continuous time)."""
+class TeacherConfig(RunConfig):
+    """What a teacher is and sees."""
 
     data: str = ""
     """Image folder, .zip, .npz/.npy, .parquet, or "digits"."""
     network: str = "cifar10"
-    """A named network: cifar10, imagenet64, lsun128, ddpm-cifar10-32, digits8; or a unet/config.json."""
+    """A named network (cifar10, imagenet64, lsun128, ddpm-cifar10-32, digits8), or the path of a unet/config.json."""
+    max_train_steps: int = 800_000
+    """Updates."""
     class_conditional: bool = False
     """Condition on the data set's labels."""
     prediction_type: str = "v_prediction"
@@ -95,8 +103,13 @@ class TrainConfig(LoopConfig):
     """logSNR at t = 1; none: the pure cosine schedule's -inf (the released code: -20)."""
     logsnr_max: float | None = None
     """logSNR at t = 0; none: +inf (the released code: 20)."""
-    max_train_steps: int = 800_000
-    """Updates."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainConfig(LoopConfig, TeacherConfig):
+    """Train a teacher (Salimans & Ho 2022, Algorithm 1, continuous time)."""
+
+    # The paper's section E, where it differs from the loop's defaults; no annealing is mentioned there.
     learning_rate: float = 2e-4
     lr_scheduler: Literal["constant", "linear"] = "constant"
     lr_warmup_steps: int = 1000
@@ -108,8 +121,8 @@ class TrainConfig(LoopConfig):
 
 
 @dataclasses.dataclass(kw_only=True)
-class DistillConfig(LoopConfig):
-    """Distil a teacher round by round (Salimans & Ho 2022, Algorithm 2)."""
+class RoundsConfig(RunConfig):
+    """Which rounds a distillation has."""
 
     teacher: str = ""
     """The teacher's folder."""
@@ -119,18 +132,23 @@ class DistillConfig(LoopConfig):
     """How often the step count is divided by step_factor."""
     end_steps: int = 1
     """Step count of the last student."""
+    start_steps: int | None = None
+    """The teacher's step count, as a check: it must equal end_steps * step_factor ** rounds, the default."""
     step_factor: int = 2
     """Division of the step count in a round; the teacher always takes two steps inside a student's step."""
-    start_steps: int | None = None
-    """The teacher's step count; default end_steps * step_factor ** rounds, which it must equal."""
     updates_per_round: int = 50_000
     """Updates of a round."""
     updates_at: dict[int, int] = dataclasses.field(default_factory=dict)
-    """Other numbers of updates for the students of certain step counts, for instance 2: 100000, 1: 100000."""
-    learning_rate: float = 1e-4
-    ema_decay: float = 0.999
+    """Other numbers of updates for the students of certain step counts, for instance 2 100000 1 100000."""
     validation_images: int = 64
     """Images of fixed noise that each round's student and teacher are compared on."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class DistillConfig(LoopConfig, RoundsConfig):
+    """Distil a teacher round by round (Salimans & Ho 2022, Algorithm 2)."""
+
+    ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,13 +157,11 @@ class DistillConfig(LoopConfig):
                 f"rounds = {self.rounds}, end_steps = {self.end_steps}, updates_per_round = {self.updates_per_round} "
                 f"must be at least 1 and step_factor = {self.step_factor} at least 2"
             )
-        start = self.end_steps * self.step_factor**self.rounds
-        if self.start_steps not in (None, start):
+        if self.start_steps not in (None, self.teacher_steps):
             raise ValueError(
                 f"start_steps is {self.start_steps}, but {self.rounds} rounds by {self.step_factor} that end at "
-                f"{self.end_steps} steps start at {start}; leave start_steps out or change rounds"
+                f"{self.end_steps} steps start at {self.teacher_steps}; leave start_steps out or change rounds"
             )
-        self.start_steps = start
         unknown = sorted(set(self.updates_at) - set(self.student_steps))
         if unknown:
             raise ValueError(f"updates_at names {unknown} steps; this run's students have {self.student_steps}")
@@ -154,6 +170,11 @@ class DistillConfig(LoopConfig):
                 f"weighting {self.weighting!r} is zero at t = 1, which is all there is in the 1-step round: it would "
                 "train nothing; use truncated_snr, snr_plus_one or constant, or end_steps = 2"
             )
+
+    @property
+    def teacher_steps(self) -> int:
+        """The step count that the first round starts from."""
+        return self.end_steps * self.step_factor**self.rounds
 
     @property
     def student_steps(self) -> list[int]:

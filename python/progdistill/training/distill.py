@@ -16,6 +16,7 @@ from progdistill.ops import ddim_step, diffuse, distillation_loss_and_grad, norm
 from progdistill.report import labelled_rows, save_png
 from progdistill.training.batches import Batch, BatchSource
 from progdistill.training.config import DistillConfig
+from progdistill.training.keep import is_kept, keep, recall, with_students
 from progdistill.training.loop import Loss, Round, RoundResult, choose_device, copy_network, run_round
 from progdistill.training.run_folder import RunFolder
 from progdistill.training.run_report import write_run_report
@@ -81,7 +82,8 @@ def distill(
             end_steps * step_factor ** rounds teacher steps.
         data: whatever `progdistill.data.open_dataset` takes; None uses the data set that the teacher's folder
             records.
-        output_dir: where everything goes; every student is kept in output_dir/students.
+        output_dir: where everything goes; every student is kept in output_dir/students, as a model folder if its
+            network is a `progdistill.nets.unet.UNet`, else as the bare weights of the teacher's own module.
         config: a DistillConfig instead of keyword settings.
         settings: fields of `DistillConfig` (end_steps, updates_per_round, learning_rate, ema_decay, ...).
 
@@ -114,18 +116,16 @@ def distill(
         )
     run = RunFolder(config, "distill", {"data": dataset.name, "teacher": teacher.provenance})
     for index, steps in enumerate(config.student_steps):
-        folder = run.student(steps)
-        if (folder / "progdistill.json").exists():
-            teacher = load(folder, device=device)
+        if is_kept(run.student(steps)):
+            teacher = recall(run.student(steps), teacher, steps)
         else:
             batches = BatchSource(dataset, config, index, device, teacher.num_classes is not None)
             teacher = _distill_round(index, steps, teacher, batches, config, run)
-    kept = {steps: run.student(steps) for steps in config.student_steps}
-    write_run_report(run, f"Distilling {config.start_steps} steps to {config.end_steps}")
-    if not (run.model / "progdistill.json").exists():
-        siblings = {n: f"../students/{path.name}" for n, path in kept.items() if n != config.end_steps}
-        save(teacher, run.model, students=siblings)
-    return load(run.model, device=device)
+    write_run_report(run, f"Distilling {config.teacher_steps} steps to {config.end_steps}")
+    others = {n: run.student(n) for n in config.student_steps if n != config.end_steps}
+    if isinstance(teacher.network, UNet):
+        save(teacher, run.model, students={n: f"../students/{path.name}" for n, path in others.items()})
+    return with_students(teacher, others)
 
 
 def _distill_round(
@@ -174,8 +174,9 @@ def _distill_round(
         "teacher": teacher.provenance,
         **comparison.record(),
     }
-    # The student's folder is what marks a round as done: it is written last.
-    save(result.student, run.student(steps), raw_state_dict=result.raw_state_dict)
+    # The kept student marks the round as done, so it is written last.
+    siblings = {n: f"../{run.student(n).name}" for n in config.student_steps if n != steps}
+    keep(result.student, run.student(steps), result.raw_state_dict, siblings)
     run.clear_checkpoints()
     return result.student
 
@@ -189,17 +190,12 @@ def _opened(teacher: Denoiser | str) -> Denoiser:
 
 
 def _check_teacher(teacher: Denoiser, config: DistillConfig) -> None:
-    if not isinstance(teacher.network, UNet):
-        raise ValueError(
-            f"the teacher's network is a {type(teacher.network).__name__}; distill keeps every student as a model "
-            "folder, which needs a progdistill.nets.UNet"
-        )
     if teacher.prediction_type == "epsilon":
         raise ValueError(
             "the teacher predicts epsilon, which says nothing about x where a few-step student starts (SNR 0); distil "
             "a v_prediction, sample or sample_epsilon teacher"
         )
-    wanted = config.start_steps
+    wanted = config.teacher_steps
     if teacher.valid_steps is not None and wanted not in teacher.valid_steps:
         raise ValueError(
             f"the run starts from {wanted} steps, but the teacher was itself distilled for {teacher.valid_steps}; "

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from progdistill.core import Denoiser
@@ -105,11 +105,11 @@ def run_round(round_: Round, batches: BatchSource, config: LoopConfig, run: RunF
     optimizer = make_optimizer(network, config)
     ema = ExponentialMovingAverage(network, config.ema_decay)
     running = RunningLoss(device)
-    done, seconds_before = _restore(round_, network, optimizer, ema, run)
+    done, seconds_before = _restore(round_, network, optimizer, ema, running, run)
     started = time.perf_counter()
     elapsed = lambda: seconds_before + time.perf_counter() - started  # noqa: E731
     save = lambda update: run.checkpoints.save(  # noqa: E731
-        _checkpoint(round_.index, update, network, optimizer, ema, run, elapsed())
+        _checkpoint(round_.index, update, network, optimizer, ema, running, run, elapsed())
     )
 
     bar = tqdm(initial=done, total=round_.updates, desc=round_.label, disable=not config.progress, leave=False)
@@ -189,29 +189,51 @@ def _averaged(student: Denoiser, ema: ExponentialMovingAverage) -> Denoiser:
     return student.with_network(network.eval())
 
 
-def copy_network(network: torch.nn.Module) -> torch.nn.Module:
+def copy_network(network: nn.Module) -> nn.Module:
     """A deep copy without gradients."""
     for parameter in network.parameters():
         parameter.grad = None
     return copy.deepcopy(network)
 
 
-def _checkpoint(index, update, network, optimizer, ema, run: RunFolder, seconds: float) -> Checkpoint:
+def _checkpoint(
+    index: int,
+    update: int,
+    network: nn.Module,
+    optimizer: torch.optim.AdamW,
+    ema: ExponentialMovingAverage,
+    running: RunningLoss,
+    run: RunFolder,
+    seconds: float,
+) -> Checkpoint:
     tensors = {
         "student": network.state_dict(),
         "ema": ema.state_dict(),
         "optimizer": moments(optimizer, network),
     }
-    facts = {"metrics_position": run.metrics.position, "seconds": seconds, **environment()}
+    facts = {
+        "metrics_position": run.metrics.position,
+        "running_loss": running.state(),
+        "seconds": seconds,
+        **environment(),
+    }
     return Checkpoint(index, update, tensors, facts)
 
 
-def _restore(round_: Round, network, optimizer, ema, run: RunFolder) -> tuple[int, float]:
+def _restore(
+    round_: Round,
+    network: nn.Module,
+    optimizer: torch.optim.AdamW,
+    ema: ExponentialMovingAverage,
+    running: RunningLoss,
+    run: RunFolder,
+) -> tuple[int, float]:
     checkpoint = run.checkpoints.latest()
     if checkpoint is None or checkpoint.round_index != round_.index:
         return 0, 0.0
     network.load_state_dict(checkpoint.tensors["student"])
     ema.load_state_dict(checkpoint.tensors["ema"])
     restore_moments(optimizer, network, checkpoint.tensors["optimizer"], checkpoint.update)
+    running.load_state(checkpoint.facts["running_loss"])
     run.metrics.truncate(checkpoint.facts["metrics_position"])
     return checkpoint.update, checkpoint.facts["seconds"]

@@ -66,6 +66,15 @@ class RunningLoss:
         self._sums.index_add_(0, level, loss.double())
         self._counts.index_add_(0, level, torch.ones_like(loss, dtype=torch.float64))
 
+    def state(self) -> list[list[float]]:
+        """The sums so far, JSON-ready; a checkpoint between two lines needs them."""
+        return [self._sums.tolist(), self._counts.tolist()]
+
+    def load_state(self, state: list[list[float]]) -> None:
+        """Puts back what `state` gave."""
+        self._sums.copy_(torch.tensor(state[0], dtype=torch.float64))
+        self._counts.copy_(torch.tensor(state[1], dtype=torch.float64))
+
     def read(self) -> tuple[float, list[float | None]]:
         """(mean, mean in each tenth of the angles from clean to noise, None where there were none); starts anew."""
         sums, counts = self._sums.tolist(), self._counts.tolist()

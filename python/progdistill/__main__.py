@@ -1,0 +1,7 @@
+"""`python -m progdistill`, and with torchrun `torchrun ... -m progdistill`."""
+
+import sys
+
+from progdistill.cli import main
+
+sys.exit(main())

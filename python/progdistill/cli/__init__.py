@@ -1,0 +1,5 @@
+"""The command line: `progdistill COMMAND --help`."""
+
+from progdistill.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,54 @@
+"""Finds the command and runs it; errors that a user can mend are a line, not a traceback."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import progdistill
+
+COMMANDS = {
+    "quickstart": "train a teacher on real digits, distil it to one step, write a report; needs nothing",
+    "train": "train a teacher (Algorithm 1)",
+    "distill": "distil a teacher round by round (Algorithm 2)",
+    "sample": "generate images with a teacher or student",
+    "evaluate": "Frechet distance of a model against a data set, by step count",
+    "doctor": "what was built, what is used where, and how to mend what is missing",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `progdistill COMMAND ...`; returns the exit status (2: the arguments or inputs are wrong)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(progdistill.__version__)
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        print(f"progdistill: unknown command {command!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    run = importlib.import_module(f"progdistill.cli.{command}").run
+    try:
+        run(rest)
+    except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+        if os.environ.get("PROGDISTILL_TRACEBACK"):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"progdistill {command}: {text}", file=sys.stderr)
+        print("(set PROGDISTILL_TRACEBACK=1 to see where it was raised)", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nprogdistill {command}: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    return 0
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = ["usage: progdistill COMMAND [--options]", "", progdistill.__doc__.split("\n\n")[0], "", "commands:"]
+    lines += [f"  {name:<12}{purpose}" for name, purpose in COMMANDS.items()]
+    return "\n".join([*lines, "", "progdistill COMMAND --help lists a command's options."])
