@@ -1,0 +1,6 @@
+"""Models as folders that plain diffusers opens: saving, loading, and taking over what diffusers saved."""
+
+from progdistill.interop.load import load
+from progdistill.interop.save import save
+
+__all__ = ["load", "save"]

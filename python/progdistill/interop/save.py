@@ -1,0 +1,101 @@
+"""Saving a model as a diffusers pipeline folder, without needing diffusers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from progdistill.core.denoiser import Denoiser
+from progdistill.core.files import write_json_atomic
+from progdistill.interop.folders import (
+    MANIFEST,
+    MODEL_INDEX,
+    SCHEDULER,
+    SCHEDULER_CONFIG,
+    UNET,
+    UNET_CONFIG,
+    UNET_RAW,
+    WEIGHTS,
+    replace_folder,
+)
+from progdistill.interop.manifest import check_fits, image_size, manifest_of
+from progdistill.interop.scheduler_config import diffusers_obstacle, scheduler_config
+from progdistill.interop.weights import check_shapes, shapes_of, write_weights
+from progdistill.nets.config import UNetConfig
+from progdistill.nets.unet import UNet
+
+
+def save(
+    denoiser: Denoiser,
+    path: str | os.PathLike[str],
+    *,
+    raw_state_dict: Mapping[str, Tensor] | None = None,
+    students: Mapping[int, str | os.PathLike[str]] | None = None,
+) -> Path:
+    """Writes a model folder: unet/, scheduler/, progdistill.json, and model_index.json if plain diffusers will do.
+
+    With model_index.json, `DiffusionPipeline.from_pretrained(path)(num_inference_steps=N)` draws the same images as
+    this package for every valid N. Where diffusers would sample wrongly that file is left out, so that it refuses, and
+    progdistill.json says why under "diffusers".
+
+    Args:
+        denoiser: its network must be a `progdistill.nets.unet.UNet`. Weights are written as float32.
+        path: the folder to write. A model folder that is there is replaced once the new one is complete.
+        raw_state_dict: the weights before averaging, kept beside as unet_raw/.
+        students: for other step counts, the folders of their models relative to `path`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: another kind of network, or one that the denoiser's description does not fit; weights in
+            `raw_state_dict` that are not this network's; an absolute path in `students`.
+        TypeError: provenance that JSON cannot hold.
+        FileExistsError: `path` is there and is no model folder.
+        OSError: the disk refused; whatever was at `path` before is still there.
+    """
+    config = _config_of(denoiser)
+    state = denoiser.network.state_dict()
+    if raw_state_dict is not None:
+        check_shapes(shapes_of(raw_state_dict), shapes_of(state), "raw_state_dict")
+    obstacle = diffusers_obstacle(denoiser, config)
+    manifest = manifest_of(denoiser, students, obstacle)
+    with replace_folder(path) as folder:
+        write_weights(state, folder / UNET / WEIGHTS)
+        write_json_atomic(folder / UNET / UNET_CONFIG, config.to_dict())
+        if raw_state_dict is not None:
+            write_weights(raw_state_dict, folder / UNET_RAW / WEIGHTS)
+        write_json_atomic(folder / SCHEDULER / SCHEDULER_CONFIG, scheduler_config(denoiser))
+        if obstacle is None:
+            write_json_atomic(folder / MODEL_INDEX, _model_index(denoiser))
+        write_json_atomic(folder / MANIFEST, manifest)
+    return Path(path)
+
+
+def _config_of(denoiser: Denoiser) -> UNetConfig:
+    network = denoiser.network
+    if not isinstance(network, UNet):
+        raise ValueError(
+            f"only a progdistill.nets.unet.UNet can be saved as a model folder, this network is a "
+            f"{type(network).__name__}. If it wraps one, save denoiser.with_network(network.module) "
+            "(DistributedDataParallel) or denoiser.with_network(network._orig_mod) (torch.compile); of any other, keep "
+            "the state_dict() in a safetensors file of your own"
+        )
+    check_fits(network.config, denoiser.sample_shape, denoiser.prediction_type, denoiser.num_classes)
+    return dataclasses.replace(network.config, sample_size=image_size(denoiser.sample_shape))
+
+
+def _model_index(denoiser: Denoiser) -> dict[str, Any]:
+    # DDIMPipeline passes no class labels; this one does, and takes any scheduler.
+    pipeline = "DDIMPipeline" if denoiser.num_classes is None else "ConsistencyModelPipeline"
+    return {
+        "_class_name": pipeline,
+        "_diffusers_version": "0.24.0",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
