@@ -19,8 +19,6 @@ _SMALLEST_SIDE = 8
 _EPOCHS = 20
 _FEWEST_UPDATES = 200
 _PEAK_LEARNING_RATE = 3e-3
-# Against hard labels it halves the held-out errors on the 8 x 8 digits (24 seeds: 20 errors against 37).
-_LABEL_SMOOTHING = 0.1
 
 
 class FeatureClassifier(nn.Module):
@@ -28,7 +26,9 @@ class FeatureClassifier(nn.Module):
 
     The image is halved by strided convolutions until its longer side is at most 4; a hidden layer of
     `num_features` = 64 units follows, whose activations are the features, and a linear layer to the classes.
-    It has no batch statistics and no dropout: an image's features depend on that image alone.
+    It has no batch statistics and no dropout: an image's features depend on that image alone. It has no
+    normalisation either, and is trained without label smoothing: both make features blind to contrast and blur,
+    which is just what too few sampling steps do to an image.
     """
 
     num_features = 64
@@ -93,7 +93,7 @@ class FeatureClassifier(nn.Module):
                 f"got {tuple(images.shape[1:])}"
             )
         hidden = self.convolutions(images.to(self.hidden.weight.dtype) / 127.5 - 1)
-        return F.silu(self.hidden(hidden.flatten(1)))
+        return F.relu(self.hidden(hidden.flatten(1)))
 
     def logits(self, images: Tensor) -> Tensor:
         """Class scores (B, num_classes) before the softmax; arguments and errors as in `forward`."""
@@ -196,8 +196,7 @@ def load_classifier(path: str | os.PathLike[str]) -> FeatureClassifier:
 
 
 def _block(in_channels: int, out_channels: int, *, stride: int) -> nn.Module:
-    convolution = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
-    return nn.Sequential(convolution, nn.GroupNorm(8, out_channels), nn.SiLU())
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1), nn.ReLU())
 
 
 def _split(total: int, held_out: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -256,7 +255,7 @@ def _fit(
         else:
             target = labels[chosen.to(labels.device)].to(device)
         with torch.enable_grad():
-            loss = F.cross_entropy(classifier.logits(batch), target, label_smoothing=_LABEL_SMOOTHING)
+            loss = F.cross_entropy(classifier.logits(batch), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
