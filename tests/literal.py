@@ -12,7 +12,7 @@ import torch
 
 
 def cosine_grid(steps: int, index: torch.Tensor, substeps: int = 2) -> torch.Tensor:
-    """Angles (substeps + 1, B) on phi = pi t / 2 of a student's step `index` of `steps`: t from (i + 1) / N to i / N."""
+    """Angles (substeps + 1, B) on phi = pi t / 2 of a student's step i of N: t falls from (i + 1) / N to i / N."""
     parts = torch.arange(substeps, -1, -1, dtype=torch.float64).unsqueeze(1) / substeps
     return (index.double() + parts) / steps * math.pi / 2
 

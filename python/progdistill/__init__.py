@@ -1,8 +1,8 @@
 """progdistill: progressive distillation of diffusion models into few-step samplers (Salimans & Ho, ICLR 2022).
 
-    teacher = progdistill.train("digits", "runs/teacher", network="digits8", max_train_steps=3000)
-    student = progdistill.distill(teacher, rounds=5, output_dir="runs/student", updates_per_round=400)
-    images = progdistill.sample(student, steps=1, batch_size=64)
+teacher = progdistill.train("digits", "runs/teacher", network="digits8", max_train_steps=3000)
+student = progdistill.distill(teacher, rounds=5, output_dir="runs/student", updates_per_round=400)
+images = progdistill.sample(student, steps=1, batch_size=64)
 """
 
 from __future__ import annotations
@@ -16,14 +16,32 @@ _EXPORTS = {
     "Denoiser": "progdistill.core",
     "distill": "progdistill.training",
     "load": "progdistill.interop",
-    "quickstart": "progdistill.quickstart.run",
     "sample": "progdistill.sampling",
     "save": "progdistill.interop",
     "train": "progdistill.training",
 }
-_ROOMS = ("core", "data", "evaluation", "interop", "metrics", "nets", "ops", "report", "sampling", "training")
+_ROOMS = ("core", "data", "evaluation", "interop", "metrics", "nets", "ops", "quickstart", "report", "sampling", "training")
 
-__all__ = ["__version__", *_EXPORTS, *_ROOMS]
+__all__ = [
+    "Denoiser",
+    "__version__",
+    "core",
+    "data",
+    "distill",
+    "evaluation",
+    "interop",
+    "load",
+    "metrics",
+    "nets",
+    "ops",
+    "quickstart",
+    "report",
+    "sample",
+    "sampling",
+    "save",
+    "train",
+    "training",
+]
 
 if TYPE_CHECKING:
     from progdistill.core import Denoiser

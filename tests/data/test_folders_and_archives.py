@@ -161,9 +161,7 @@ def test_a_broken_image_is_named(tmp_path, container, damage, lazy, monkeypatch)
         "header": b"no image at all",
         "empty": b"",
         "truncated": good[:middle],
-        "flipped": good[:middle]
-        + bytes(255 - byte for byte in good[middle : middle + 60])
-        + good[middle + 60 :],
+        "flipped": good[:middle] + bytes(255 - byte for byte in good[middle : middle + 60]) + good[middle + 60 :],
     }[damage]
     source = write(tmp_path, {"a/1.png": good, "a/2.png": broken, "b/3.png": good}, container)
     with pytest.raises(ValueError, match=r"cannot read the image at .*a/2\.png.*(Replace or remove)"):

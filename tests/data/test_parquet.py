@@ -117,9 +117,7 @@ def test_a_broken_image_is_named_by_its_row(tmp_path, row, broken, lazy, monkeyp
     cells[row] = cells[row][:-900] if broken == "truncated" else broken
     for name, part in (("0.parquet", cells[2:]), ("1.parquet", cells[:2])):
         write(tmp_path / name, {"image": as_structs(part)})
-    with pytest.raises(
-        ValueError, match=rf"cannot read the image at row {row} \(the first is 0\) of .*1\.parquet"
-    ):
+    with pytest.raises(ValueError, match=rf"cannot read the image at row {row} \(the first is 0\) of .*1\.parquet"):
         open_dataset(tmp_path).images()
 
 

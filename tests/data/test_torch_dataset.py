@@ -141,9 +141,7 @@ def test_floating_point_images_in_zero_to_one_are_noticed():
 
 
 def test_an_item_that_cannot_be_read_is_named(tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)).save(
-        tmp_path / "a.png"
-    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-500])
     with (
         Image.open(tmp_path / "a.png") as broken,

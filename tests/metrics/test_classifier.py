@@ -19,9 +19,7 @@ from progdistill.metrics import (
 )
 
 
-def stripes(
-    count: int, height: int = 8, width: int = 8, channels: int = 1, seed: int = 0
-) -> tuple[Tensor, Tensor]:
+def stripes(count: int, height: int = 8, width: int = 8, channels: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Noisy images of two classes: a bright left half, a bright top half."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (count,), generator=generator)
@@ -140,9 +138,7 @@ def test_image_sizes(channels: int, height: int, width: int) -> None:
     assert classifier.logits(images).shape == (30, 5)
 
 
-def test_saved_and_loaded_is_the_same_classifier(
-    tmp_path: Path, trained: tuple[FeatureClassifier, dict]
-) -> None:
+def test_saved_and_loaded_is_the_same_classifier(tmp_path: Path, trained: tuple[FeatureClassifier, dict]) -> None:
     classifier = trained[0]
     path = tmp_path / "deeper" / "classifier.safetensors"
     save_classifier(classifier, path)

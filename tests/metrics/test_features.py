@@ -25,9 +25,7 @@ class Recorder(nn.Module):
 
 
 def some_images(count: int = 10) -> Tensor:
-    return torch.randint(
-        0, 256, (count, 1, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    return torch.randint(0, 256, (count, 1, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("trailing_axes", [False, True])

@@ -117,9 +117,7 @@ def test_fewer_samples_than_features() -> None:
     assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-12)
     constant = gather(torch.ones(5, 40))
     assert frechet_distance(constant, constant) == 0.0
-    assert frechet_distance(constant, a) == pytest.approx(
-        float((a.mean - 1).square().sum() + a.covariance.trace())
-    )
+    assert frechet_distance(constant, a) == pytest.approx(float((a.mean - 1).square().sum() + a.covariance.trace()))
 
 
 def test_one_direction_against_all() -> None:

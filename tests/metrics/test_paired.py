@@ -11,8 +11,7 @@ def test_distance_is_the_root_mean_square_difference_of_each_pair() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(6, 3, 5, 7, generator=generator) * 2 - 1 for _ in range(2))
     expected = [
-        float(np.sqrt(np.mean((x - y) ** 2)))
-        for x, y in zip(a.double().numpy(), b.double().numpy(), strict=True)
+        float(np.sqrt(np.mean((x - y) ** 2))) for x, y in zip(a.double().numpy(), b.double().numpy(), strict=True)
     ]
     found = paired_distance(a, b)
     assert found.shape == (6,) and found.dtype == torch.float64

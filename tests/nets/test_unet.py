@@ -85,9 +85,7 @@ def test_sinusoid_follows_its_module_to_a_device_but_not_to_a_dtype():
 @pytest.mark.parametrize("timestep", [7, 7.0, torch.tensor(7), torch.tensor([7.0]), torch.tensor([7, 7])])
 def test_timestep_forms(timestep):
     net = random_net()
-    torch.testing.assert_close(
-        net(sample(), timestep), net(sample(), torch.tensor([7.0, 7.0])), rtol=0, atol=0
-    )
+    torch.testing.assert_close(net(sample(), timestep), net(sample(), torch.tensor([7.0, 7.0])), rtol=0, atol=0)
 
 
 def test_python_fractions_are_not_truncated():
@@ -151,9 +149,7 @@ def test_samples_of_a_batch_do_not_mix():
 
 def test_gradients():
     """Against finite differences, in float64, for the input and every parameter."""
-    config = replace(
-        CONFIG, block_out_channels=(4, 4), norm_num_groups=2, attention_head_dim=2, num_class_embeds=2
-    )
+    config = replace(CONFIG, block_out_channels=(4, 4), norm_num_groups=2, attention_head_dim=2, num_class_embeds=2)
     net = random_net(config).double()
     names, parameters = zip(*net.named_parameters(), strict=True)
 
@@ -209,9 +205,7 @@ def test_compiles_without_graph_breaks(config):
     net = random_net(config)
     labels = {CLASSES: torch.tensor([1, 3]), IDENTITY: torch.randn(2, config.time_embed_dim)}.get(config)
     compiled = torch.compile(net, fullgraph=True, backend="eager")
-    torch.testing.assert_close(
-        compiled(sample(), TIMES, labels), net(sample(), TIMES, labels), rtol=0, atol=0
-    )
+    torch.testing.assert_close(compiled(sample(), TIMES, labels), net(sample(), TIMES, labels), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,7 @@ def test_dictionary_is_that_of_diffusers():
 
 
 def test_leading_underscores_are_ignored_and_lists_become_tuples():
-    config = UNetConfig.from_dict(
-        {"_class_name": "UNet2DModel", "_name_or_path": "x", "sample_size": [8, 16]}
-    )
+    config = UNetConfig.from_dict({"_class_name": "UNet2DModel", "_name_or_path": "x", "sample_size": [8, 16]})
     assert config == UNetConfig(sample_size=(8, 16))
     assert hash(config) == hash(UNetConfig(sample_size=(8, 16)))
 

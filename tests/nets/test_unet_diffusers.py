@@ -46,9 +46,7 @@ CONFIGS = {
     "imagenet64": narrow(
         "imagenet64", 8, 16, 24, 32, attention_head_dim=8, num_class_embeds=10, attn_norm_num_groups=4
     ),
-    "lsun128": narrow(
-        "lsun128", 8, 8, 16, 24, 32, attention_head_dim=8, time_embedding_dim=24, attn_norm_num_groups=2
-    ),
+    "lsun128": narrow("lsun128", 8, 8, 16, 24, 32, attention_head_dim=8, time_embedding_dim=24, attn_norm_num_groups=2),
     "ddpm-cifar10-32": narrow("ddpm-cifar10-32", 16, 24, 24, 24),
     "digits8": narrow("digits8", 8, 16),
     "small": SMALL,
@@ -56,9 +54,7 @@ CONFIGS = {
     "class_embed_timestep": replace(SMALL, class_embed_type="timestep"),
     "class_embed_identity": replace(SMALL, class_embed_type="identity"),
     "scale_shift_without_middle_norm": replace(SMALL, resnet_time_scale_shift="scale_shift"),
-    "scale_shift_with_middle_norm": replace(
-        SMALL, resnet_time_scale_shift="scale_shift", attn_norm_num_groups=3
-    ),
+    "scale_shift_with_middle_norm": replace(SMALL, resnet_time_scale_shift="scale_shift", attn_norm_num_groups=3),
     "resnet_levels": RESNET_LEVELS,
     "attention_conv": ATTENTION_ABOVE,
     "attention_resnet": replace(ATTENTION_ABOVE, downsample_type="resnet", upsample_type="resnet"),
@@ -185,9 +181,7 @@ def test_same_gradients(name):
     for key, grad in theirs.items():
         # A bias of the keys shifts all scores of a query alike: its gradient is nothing but rounding.
         assert grad.abs().max() > 1e-6 or key.endswith("to_k.bias"), key
-        torch.testing.assert_close(
-            ours[key], grad, rtol=1e-8, atol=1e-10, msg=lambda text, key=key: key + text
-        )
+        torch.testing.assert_close(ours[key], grad, rtol=1e-8, atol=1e-10, msg=lambda text, key=key: key + text)
 
 
 def test_same_dropout():

@@ -94,9 +94,7 @@ def test_disk_that_fills_up_while_writing(old: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be flushed on Windows")
-def test_flushes_the_file_before_the_rename_and_the_folder_after(
-    old: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flushes_the_file_before_the_rename_and_the_folder_after(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     real_fsync, real_replace = os.fsync, os.replace
 

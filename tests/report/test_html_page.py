@@ -103,9 +103,7 @@ def test_table_of_dicts_has_a_column_for_every_key() -> None:
 
 
 def test_table_with_header_and_number_columns() -> None:
-    page = html_page(
-        "t", [Section("s", [Table([[1, "a", 1e-7], [2, "b", None]], header=["n", "name", "v"])])]
-    )
+    page = html_page("t", [Section("s", [Table([[1, "a", 1e-7], [2, "b", None]], header=["n", "name", "v"])])])
     assert re.findall(r'<td( class="number")?>(.*?)</td>', page) == [
         (' class="number"', "1"), ("", "a"), (' class="number"', "1e-07"),
         (' class="number"', "2"), ("", "b"), (' class="number"', ""),

@@ -82,9 +82,7 @@ def test_no_text_is_clipped_or_drawn_over_the_images(label: str, title: str | No
     picture = labelled_rows([(label, solid(red, 2)), ("b", solid(red, 2))], scale=2, title=title)
     pixels = np.asarray(picture)
     assert (pixels == red).all(2).sum() == 2 * 2 * 16 * 16
-    border = np.concatenate(
-        [pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, :4].reshape(-1, 3)]
-    )
+    border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, :4].reshape(-1, 3)])
     assert (border == 255).all() and (pixels[:, -4:] == 255).all()
 
 

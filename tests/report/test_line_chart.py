@@ -143,9 +143,7 @@ def test_panel_is_white_and_covers_the_chart() -> None:
     root = chart(Series("a", [1], [1]), width=500, height=300)
     panel = next(root.iter(f"{SVG}rect"))
     assert panel.get("fill") == "#ffffff"
-    assert (
-        (panel.get("width"), panel.get("height")) == (root.get("width"), root.get("height")) == ("500", "300")
-    )
+    assert (panel.get("width"), panel.get("height")) == (root.get("width"), root.get("height")) == ("500", "300")
     assert root.get("viewBox") == "0 0 500 300"
 
 

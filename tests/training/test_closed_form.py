@@ -3,9 +3,9 @@
 import math
 
 import torch
-from analytic import cosine_angles, distilled_slope, gaussian_slope, gaussian_steps
 from torch import nn
 
+from analytic import cosine_angles, distilled_slope, gaussian_slope, gaussian_steps
 from progdistill.core import Denoiser
 from progdistill.training import distill, train
 

@@ -22,7 +22,7 @@ def parse(cls: type[Config], arguments: list[str], command: str) -> Config:
     """
     path, rest = _split_config(arguments)
     required = [f.name for f in dataclasses.fields(cls) if _is_required(f)]
-    defaults: dict[str, Any] = {name: tyro.MISSING for name in required}
+    defaults: dict[str, Any] = dict.fromkeys(required, tyro.MISSING)
     if path is not None:
         defaults.update(_read(path, cls))
     description = f"{cls.__doc__}\n\n--config FILE takes defaults from a YAML file (recipes/*.yaml); flags override it."

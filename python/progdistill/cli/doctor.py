@@ -9,8 +9,8 @@ import sys
 import torch
 
 import progdistill
-from progdistill.ops import native
 from progdistill import ops  # noqa: F401  (declares the operations)
+from progdistill.ops import native
 from progdistill.ops.backends import BACKENDS, best, declared, unavailable
 
 _EXTRAS = {

@@ -26,9 +26,7 @@ def replace_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     if target.is_dir():
-        raise IsADirectoryError(
-            errno.EISDIR, "cannot replace a folder by a file, name a file inside it", str(target)
-        )
+        raise IsADirectoryError(errno.EISDIR, "cannot replace a folder by a file, name a file inside it", str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".progdistill-{os.getpid()}-{secrets.token_hex(6)}.tmp"
     try:
@@ -70,9 +68,7 @@ def write_json_atomic(path: str | os.PathLike[str], obj: object) -> None:
 def _require_json(value: object, place: str) -> None:
     where = place or "the top level"
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(
-            f"{value} at {where} cannot be written: JSON has neither NaN nor infinity; use None instead"
-        )
+        raise ValueError(f"{value} at {where} cannot be written: JSON has neither NaN nor infinity; use None instead")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):

@@ -62,9 +62,7 @@ class _ZipEntries:
 
     def open(self, index: int) -> BinaryIO:
         entry = self._archive.getinfo(self._names[index])
-        check_encoded_size(
-            entry.file_size
-        )  # zipfile never yields more than this, whatever lies in the archive
+        check_encoded_size(entry.file_size)  # zipfile never yields more than this, whatever lies in the archive
         return self._archive.open(entry)
 
     def describe(self, index: int) -> str:

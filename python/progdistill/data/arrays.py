@@ -106,9 +106,7 @@ def check_signed(low: float, high: float, where: str) -> None:
 class _ArrayStore:
     def __init__(self, array: np.ndarray, name: str) -> None:
         if array.dtype != np.uint8 and array.dtype.kind != "f":
-            raise TypeError(
-                f"{name}: images must be uint8 or floating point, not {array.dtype}; use astype(np.uint8)"
-            )
+            raise TypeError(f"{name}: images must be uint8 or floating point, not {array.dtype}; use astype(np.uint8)")
         if array.ndim not in (3, 4) or 0 in array.shape:
             raise ValueError(
                 f"{name} has shape {array.shape}; images must be (N, H, W), (N, H, W, C) or (N, C, H, W), "
@@ -146,9 +144,7 @@ def _load(path: Path, **options):
         raise _unreadable(str(path), error) from error
     wants_npz = path.suffix.lower() == ".npz"
     if isinstance(loaded, np.lib.npyio.NpzFile) != wants_npz:
-        raise ValueError(
-            f"{path} is not what its suffix says: rename it to {'.npy' if wants_npz else '.npz'}"
-        )
+        raise ValueError(f"{path} is not what its suffix says: rename it to {'.npy' if wants_npz else '.npz'}")
     return loaded
 
 

@@ -38,8 +38,7 @@ class Cells:
         if not encoded:
             where = self.describe(len(self))
             raise ValueError(
-                f"{where} holds no image bytes; a row that has only a path must be saved again with its "
-                "image embedded"
+                f"{where} holds no image bytes; a row that has only a path must be saved again with its image embedded"
             )
         end = self._ends[-1] + len(encoded)
         try:

@@ -120,9 +120,7 @@ def _orientation(image: Image.Image) -> int:
 def _sixteen_to_eight_bits(values: np.ndarray) -> np.ndarray:
     wide = values.astype(np.int64)
     if wide.min() < 0 or wide.max() > 65535:
-        raise ValueError(
-            f"grey values {wide.min()}..{wide.max()} do not fit 16 bits; save the image with 8 bits"
-        )
+        raise ValueError(f"grey values {wide.min()}..{wide.max()} do not fit 16 bits; save the image with 8 bits")
     return ((wide * 255 + 32767) // 65535).astype(np.uint8)
 
 
@@ -134,6 +132,4 @@ def _over_white(pixels: np.ndarray) -> np.ndarray:
 
 def _broken(where: str, error: Exception) -> ValueError:
     reason = "its content is none of these" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-    return ValueError(
-        f"cannot read the image at {where} as PNG, JPEG, WebP or BMP: {reason}. Replace or remove it."
-    )
+    return ValueError(f"cannot read the image at {where} as PNG, JPEG, WebP or BMP: {reason}. Replace or remove it.")

@@ -36,9 +36,7 @@ class EncodedStore:
 
     def __init__(self, entries: Entries, name: str) -> None:
         self._entries = entries
-        headers = with_progress(
-            map_indices(self._header, range(len(entries))), len(entries), f"scanning {name}"
-        )
+        headers = with_progress(map_indices(self._header, range(len(entries))), len(entries), f"scanning {name}")
         self.shape = common_shape(headers, entries.describe)
 
     def __len__(self) -> int:
@@ -59,9 +57,7 @@ class EncodedStore:
         with _opened(self._entries, index) as stream:
             pixels = channels_first(decode(stream, where), self.shape[0])
         if pixels.shape != self.shape:
-            raise ValueError(
-                f"{where} is now {pixels.shape}, not {self.shape}: it changed after the set was opened"
-            )
+            raise ValueError(f"{where} is now {pixels.shape}, not {self.shape}: it changed after the set was opened")
         return pixels
 
 

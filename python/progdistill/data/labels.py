@@ -17,9 +17,7 @@ class Labels(NamedTuple):
     num_classes: int
 
 
-def class_labels(
-    raw: Sequence[Any] | np.ndarray, count: int, where: str, num_classes: int = 0
-) -> Labels | None:
+def class_labels(raw: Sequence[Any] | np.ndarray, count: int, where: str, num_classes: int = 0) -> Labels | None:
     """Labels of `count` images.
 
     Args:

@@ -155,6 +155,4 @@ def _beside(path: Path) -> str:
     """What there is in the nearest folder above `path` that exists, to show a mistyped name."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     names = sorted(os.listdir(folder))
-    return f"{folder} holds " + (
-        ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "nothing"
-    )
+    return f"{folder} holds " + (", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "nothing")

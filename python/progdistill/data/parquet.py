@@ -20,9 +20,7 @@ _BATCH_ROWS = 256
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|test|validation|valid|val|dev|eval)(?=[^a-z]|$)")
 
 
-def open_parquet(
-    files: Sequence[Path], name: str, image_column: str | None, label_column: str | None
-) -> ImageDataset:
+def open_parquet(files: Sequence[Path], name: str, image_column: str | None, label_column: str | None) -> ImageDataset:
     """The images of one or more parquet files: the rows in order, the files as given.
 
     The image column holds encoded images: a struct with a field "bytes" (Hugging Face) or plain binary. It is
@@ -63,9 +61,7 @@ def open_parquet(
     return ImageDataset(EncodedStore(cells, name), class_labels(labels, len(labels), name, num_classes), name)
 
 
-def _rows(
-    table: Any, image_column: str, label_column: str | None = None
-) -> Iterator[tuple[bytes | None, Any]]:
+def _rows(table: Any, image_column: str, label_column: str | None = None) -> Iterator[tuple[bytes | None, Any]]:
     columns = [image_column] if label_column is None else [image_column, label_column]
     for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
         images = batch.column(image_column)

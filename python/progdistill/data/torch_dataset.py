@@ -76,9 +76,7 @@ class _ItemStore:
         for position, index in enumerate(indices.tolist()):
             pixels = channels_first(self.item(index)[0], self.shape[0])
             if pixels.shape != self.shape:
-                raise ValueError(
-                    f"{self.describe(index)} is now {pixels.shape}, not {self.shape} as it was at first"
-                )
+                raise ValueError(f"{self.describe(index)} is now {pixels.shape}, not {self.shape} as it was at first")
             images[position] = pixels
         return torch.from_numpy(images)
 
@@ -110,9 +108,7 @@ class _ItemStore:
                     )
             return item[column], item.get(self._label_column or "label")
         if self._image_column is not None or self._label_column is not None:
-            raise ValueError(
-                f"{where} is a {type(item).__name__}; image_column and label_column are for mappings"
-            )
+            raise ValueError(f"{where} is a {type(item).__name__}; image_column and label_column are for mappings")
         if isinstance(item, tuple | list):
             if len(item) not in (1, 2):
                 raise ValueError(f"{where} has {len(item)} parts; allowed are image and (image, label)")
@@ -124,9 +120,7 @@ def _array_pixels(image: Any, where: str) -> tuple[np.ndarray, float]:
     if isinstance(image, Tensor):
         image = tensor_to_numpy(image)
     if not isinstance(image, np.ndarray):
-        raise TypeError(
-            f"{where} is a {type(image).__name__}; allowed are PIL images, tensors and NumPy arrays"
-        )
+        raise TypeError(f"{where} is a {type(image).__name__}; allowed are PIL images, tensors and NumPy arrays")
     if 0 in image.shape:
         raise ValueError(f"{where} is empty: shape {image.shape}")
     axis = channel_axis(image.shape, where)

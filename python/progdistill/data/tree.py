@@ -49,17 +49,14 @@ def labels_from_json(stream: BinaryIO, label_file: str, images: Sequence[str], w
         listed = {name.replace("\\", "/"): label for name, label in pairs or []}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f'{label_file} of {where} must hold {{"labels": [[name, label], ...]}} or {{"labels": null}} '
-            f"({error!r})"
+            f'{label_file} of {where} must hold {{"labels": [[name, label], ...]}} or {{"labels": null}} ({error!r})'
         ) from error
     if not listed:
         return None
     skipped = len(label_file) - len(LABEL_FILE)
     missing = [name for name in images if name[skipped:] not in listed]
     if missing:
-        raise ValueError(
-            f"{label_file} of {where} has no label for {len(missing)} images, such as {missing[0]!r}"
-        )
+        raise ValueError(f"{label_file} of {where} has no label for {len(missing)} images, such as {missing[0]!r}")
     return class_labels([listed[name[skipped:]] for name in images], len(images), f"{label_file} of {where}")
 
 
@@ -97,9 +94,7 @@ def _folders(name: str) -> tuple[str, ...]:
 def _shared_folder(names: Sequence[str]) -> tuple[str, ...]:
     # Every other tuple lies between the smallest and the largest, so these two share what all share.
     low, high = _folders(min(names, key=_folders)), _folders(max(names, key=_folders))
-    length = next(
-        (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high))
-    )
+    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     return low[:length]
 
 

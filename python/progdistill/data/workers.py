@@ -30,9 +30,7 @@ def map_indices(function: Callable[[int], T], indices: Sequence[int]) -> Iterato
 def with_progress(items: Iterable[T], total: int, description: str) -> Iterator[T]:
     """`items` with a bar that appears after two seconds, on a terminal, in the process of rank 0."""
     hidden = None if os.environ.get("RANK", "0") == "0" else True
-    return iter(
-        tqdm(items, total=total, desc=description, unit="image", delay=2, leave=False, disable=hidden)
-    )
+    return iter(tqdm(items, total=total, desc=description, unit="image", delay=2, leave=False, disable=hidden))
 
 
 def _thread_count() -> int:

@@ -137,9 +137,7 @@ def train_classifier(
     turns = 4 if images.shape[2] == images.shape[3] else 2
     if labels is None:
         if num_classes is not None:
-            raise ValueError(
-                f"num_classes={num_classes} needs labels: without them the classes are {turns} rotations"
-            )
+            raise ValueError(f"num_classes={num_classes} needs labels: without them the classes are {turns} rotations")
         classes = turns
         held_images, held_labels = _all_rotations(images[held], turns)
     else:
@@ -172,9 +170,7 @@ def save_classifier(classifier: FeatureClassifier, path: str | os.PathLike[str])
         "data_name": classifier.data_name,
     }
     with replace_atomic(path) as temporary:
-        save_file(
-            classifier.state_dict(), temporary, metadata={"format": "pt", _METADATA_KEY: json.dumps(config)}
-        )
+        save_file(classifier.state_dict(), temporary, metadata={"format": "pt", _METADATA_KEY: json.dumps(config)})
 
 
 def load_classifier(path: str | os.PathLike[str]) -> FeatureClassifier:
@@ -186,9 +182,7 @@ def load_classifier(path: str | os.PathLike[str]) -> FeatureClassifier:
     with safe_open(path, framework="pt") as file:
         config = (file.metadata() or {}).get(_METADATA_KEY)
     if config is None:
-        raise ValueError(
-            f"{os.fspath(path)} has no {_METADATA_KEY!r} metadata: it was not written by save_classifier"
-        )
+        raise ValueError(f"{os.fspath(path)} has no {_METADATA_KEY!r} metadata: it was not written by save_classifier")
     with torch.device("meta"):
         classifier = FeatureClassifier(**json.loads(config))
     classifier.load_state_dict(load_file(path), assign=True)
@@ -218,13 +212,9 @@ def _checked_labels(labels: Tensor, total: int, num_classes: int | None) -> tupl
     lowest, highest = int(labels.min()), int(labels.max())
     classes = highest + 1 if num_classes is None else num_classes
     if classes < 2:
-        raise ValueError(
-            f"a classifier needs at least 2 classes, got {classes}: use labels=None to train on rotations"
-        )
+        raise ValueError(f"a classifier needs at least 2 classes, got {classes}: use labels=None to train on rotations")
     if lowest < 0 or highest >= classes:
-        raise ValueError(
-            f"labels must lie in 0..{classes - 1} (num_classes={classes}), got {lowest}..{highest}"
-        )
+        raise ValueError(f"labels must lie in 0..{classes - 1} (num_classes={classes}), got {lowest}..{highest}")
     return labels.long(), classes
 
 

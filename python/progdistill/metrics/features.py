@@ -54,9 +54,7 @@ def require_uint8_images(images: Tensor) -> None:
             "for floats in [-1, 1]: ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)"
         )
     if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(
-            f"images must have the shape (N, C, H, W) without empty axes, got {tuple(images.shape)}"
-        )
+        raise ValueError(f"images must have the shape (N, C, H, W) without empty axes, got {tuple(images.shape)}")
 
 
 def _feature_batches(

@@ -41,9 +41,7 @@ class GaussianStatistics:
     def covariance(self) -> Tensor:
         """Unbiased covariance (division by count - 1), float64 (F, F). ValueError below two samples."""
         if self._count < 2:
-            raise ValueError(
-                f"the covariance needs at least 2 samples, got {self._count}: call update() with more"
-            )
+            raise ValueError(f"the covariance needs at least 2 samples, got {self._count}: call update() with more")
         return self._scatter / (self._count - 1)
 
     def update(self, features: Tensor) -> None:
@@ -53,13 +51,9 @@ class GaussianStatistics:
         features are not floating point; the statistics are then as they were.
         """
         if features.ndim != 2 or features.shape[1] != self.num_features:
-            raise ValueError(
-                f"features must have the shape (B, {self.num_features}), got {tuple(features.shape)}"
-            )
+            raise ValueError(f"features must have the shape (B, {self.num_features}), got {tuple(features.shape)}")
         if not features.is_floating_point():
-            raise TypeError(
-                f"features must be floating point, got {features.dtype}: convert them with .float()"
-            )
+            raise TypeError(f"features must be floating point, got {features.dtype}: convert them with .float()")
         if features.shape[0] == 0:
             return
         batch = features.detach().to("cpu", torch.float64)
@@ -115,9 +109,7 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
         )
     for name, statistics in (("first", a), ("second", b)):
         if statistics.count < 2:
-            raise ValueError(
-                f"the {name} set has {statistics.count} samples, a Frechet distance needs at least 2"
-            )
+            raise ValueError(f"the {name} set has {statistics.count} samples, a Frechet distance needs at least 2")
     covariance_a, covariance_b = a.covariance, b.covariance
     overlap = torch.linalg.svdvals(_factor(covariance_a).T @ _factor(covariance_b)).sum()
     distance = (a.mean - b.mean).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * overlap

@@ -22,8 +22,7 @@ def paired_distance(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.shape != b.shape or a.ndim < 2 or a.numel() == 0:
         raise ValueError(
-            "both sets must have the same shape (N, ...) without empty axes, "
-            f"got {tuple(a.shape)} and {tuple(b.shape)}"
+            f"both sets must have the same shape (N, ...) without empty axes, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
     difference = _as_float64(a, "first") - _as_float64(b, "second")
     return difference.square().flatten(1).mean(dim=1).sqrt()
@@ -37,13 +36,9 @@ def mean_and_standard_error(values: Tensor) -> tuple[float, float]:
     """
     values = values.detach().to("cpu", torch.float64)
     if values.ndim != 1 or values.numel() < 2:
-        raise ValueError(
-            f"a standard error needs values of the shape (N,) with N >= 2, got {tuple(values.shape)}"
-        )
+        raise ValueError(f"a standard error needs values of the shape (N,) with N >= 2, got {tuple(values.shape)}")
     if not torch.isfinite(values).all():
-        raise ValueError(
-            f"{int((~torch.isfinite(values)).sum())} of {values.numel()} values are NaN or infinite"
-        )
+        raise ValueError(f"{int((~torch.isfinite(values)).sum())} of {values.numel()} values are NaN or infinite")
     return float(values.mean()), float(values.std() / values.numel() ** 0.5)
 
 
@@ -56,7 +51,5 @@ def _as_float64(images: Tensor, name: str) -> Tensor:
         raise ValueError(f"{bad} of {images.shape[0]} images of the {name} set hold NaN or infinity")
     largest = float(images.abs().max())
     if largest > _BOUND:
-        raise ValueError(
-            f"the {name} set has values up to {largest:.4g}, outside [-1, 1]: clamp or rescale the images"
-        )
+        raise ValueError(f"the {name} set has values up to {largest:.4g}, outside [-1, 1]: clamp or rescale the images")
     return images

@@ -138,9 +138,7 @@ class UNetConfig:
 
     def _require(self, valid: bool, name: str, allowed: str, fix: str) -> None:
         if not valid:
-            raise ValueError(
-                f"U-Net configuration: {name}={getattr(self, name)!r}; allowed: {allowed}. {fix}"
-            )
+            raise ValueError(f"U-Net configuration: {name}={getattr(self, name)!r}; allowed: {allowed}. {fix}")
 
     def _check_values(self) -> None:
         self._require(
@@ -175,18 +173,14 @@ class UNetConfig:
             valid = isinstance(types, tuple) and all(kind in known for kind in types)
             self._require(valid, name, f"a list of {', '.join(known)}", "Other blocks are not supported.")
             allowed = f"{len(channels)} entries, one for each of block_out_channels={channels}"
-            self._require(
-                len(types) == len(channels), name, allowed, f"It has {len(types)}: make them equal."
-            )
+            self._require(len(types) == len(channels), name, allowed, f"It has {len(types)}: make them equal.")
 
     def _check_sample_size(self) -> None:
         if self.sample_size is None:
             return
         pair = self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,) * 2
         valid = len(pair) == 2 and all(map(_is_positive_integer, pair))
-        self._require(
-            valid, "sample_size", "None, a positive integer, (height, width)", "Write it in pixels."
-        )
+        self._require(valid, "sample_size", "None, a positive integer, (height, width)", "Write it in pixels.")
         valid = not any(edge % self.size_divisor for edge in pair)
         fix = f"The {len(self.block_out_channels)} levels halve it in between: resize, or use fewer levels."
         self._require(valid, "sample_size", f"multiples of {self.size_divisor}", fix)
@@ -199,9 +193,7 @@ class UNetConfig:
             self._require_divisor("attn_norm_num_groups", channels[-1:])
         if self.attention_head_dim is not None:
             kinds = self.down_block_types + self.up_block_types[::-1]
-            attended = [
-                count for kind, count in zip(kinds, channels * 2, strict=True) if kind.startswith("Attn")
-            ]
+            attended = [count for kind, count in zip(kinds, channels * 2, strict=True) if kind.startswith("Attn")]
             attended += channels[-1:] * attention_in_middle
             self._require_divisor("attention_head_dim", attended)
 
@@ -214,9 +206,7 @@ class UNetConfig:
     def _check_time(self) -> None:
         if self.time_embedding_type == "learned":
             valid = self.num_train_timesteps is not None
-            self._require(
-                valid, "num_train_timesteps", "1, 2, 3 ...", "A learned time table has so many rows."
-            )
+            self._require(valid, "num_train_timesteps", "1, 2, 3 ...", "A learned time table has so many rows.")
             return
         half, odd = divmod(self.block_out_channels[0], 2)
         fix = "It is also the number of sines and cosines of the time."

@@ -66,16 +66,17 @@ PRESETS: dict[str, UNetConfig] = {
         freq_shift=1,
         norm_eps=1e-6,
     ),
-    # Grey 8x8 digits, small enough to train on a CPU: 341,729 parameters.
+    # Grey 8x8 digits, small enough to train on a CPU: 213,953 parameters. A middle
+    # block and attention bought nothing here for a third more time.
     "digits8": UNetConfig(
         sample_size=8,
         in_channels=1,
         out_channels=1,
         block_out_channels=(16, 48),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        mid_block_type=None,
         layers_per_block=1,
-        attention_head_dim=None,
         norm_num_groups=8,
     ),
 }
@@ -84,7 +85,5 @@ PRESETS: dict[str, UNetConfig] = {
 def preset(name: str) -> UNetConfig:
     """The named configuration, to vary with ``dataclasses.replace``. Raises KeyError listing the names."""
     if name not in PRESETS:
-        raise KeyError(
-            f"unknown network {name!r}; allowed: {', '.join(PRESETS)}. Or build a UNetConfig yourself."
-        )
+        raise KeyError(f"unknown network {name!r}; allowed: {', '.join(PRESETS)}. Or build a UNetConfig yourself.")
     return PRESETS[name]

@@ -39,9 +39,7 @@ class UNet(nn.Module):
         self.down_blocks = nn.ModuleList()
         for level, (kind, count) in enumerate(zip(config.down_block_types, channels, strict=True)):
             lowest = level == len(channels) - 1
-            self.down_blocks.append(
-                DownBlock(config, kind, skip_channels[-1], count, add_downsample=not lowest)
-            )
+            self.down_blocks.append(DownBlock(config, kind, skip_channels[-1], count, add_downsample=not lowest))
             skip_channels += [count] * (config.layers_per_block + (not lowest))
 
         self.mid_block = None if config.mid_block_type is None else MidBlock(config, channels[-1])
@@ -51,9 +49,7 @@ class UNet(nn.Module):
         for level, (kind, count) in enumerate(zip(config.up_block_types, reversed(channels), strict=True)):
             highest = level == len(channels) - 1
             skips = [skip_channels.pop() for _ in range(config.layers_per_block + 1)]
-            self.up_blocks.append(
-                UpBlock(config, kind, previous, count, skip_channels=skips, add_upsample=not highest)
-            )
+            self.up_blocks.append(UpBlock(config, kind, previous, count, skip_channels=skips, add_upsample=not highest))
             previous = count
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], config.norm_eps)

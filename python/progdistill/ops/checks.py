@@ -53,7 +53,7 @@ def check_output(name: str, output: Tensor, prediction_type: str, state: Tensor)
     allowed = (torch.float32, torch.bfloat16) if state.dtype == torch.float32 else (state.dtype,)
     if output.dtype not in allowed:
         raise TypeError(
-            f"{name} is {output.dtype}; with a {state.dtype} state it may be {' or '.join(map(str, allowed))}: convert it"
+            f"{name} is {output.dtype}; with a {state.dtype} state it may be {' or '.join(map(str, allowed))}"
         )
     _check_device(name, output, "the state", state)
 

@@ -6,6 +6,8 @@ torch has none, through plain descriptions (data pointer, shape, strides, dtype)
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ try:
 
     import_error: str | None = None
 except ImportError as error:
+    if os.environ.get("PROGDISTILL_CPU_CAPABILITY"):  # asked for by name: no silent fallback
+        raise
     _C = None
     import_error = str(error)
 

@@ -58,9 +58,7 @@ def quickstart(config: QuickstartConfig | None = None, **settings: Any) -> dict[
     seconds.update(_training_seconds(output))
     say(f"teacher trained in {seconds['train']:.0f} s, distilled in {seconds['distill']:.0f} s; measuring")
 
-    meter = QualityMeter(
-        classifier, dataset, num_images=config.evaluation_images, seeds=config.evaluation_seeds
-    )
+    meter = QualityMeter(classifier, dataset, num_images=config.evaluation_images, seeds=config.evaluation_seeds)
     with _timed(seconds, "evaluate"):
         quality = _measure(meter, teacher, student, config)
     seconds["total"] = round(sum(seconds.values()), 1)
@@ -124,7 +122,7 @@ def _teacher_and_student(config: QuickstartConfig, output: Path) -> tuple[Denois
         str(output / "teacher"),
         network="digits8",
         max_train_steps=config.teacher_updates,
-        learning_rate=1e-3,
+        learning_rate=8e-3,
         lr_scheduler="linear",
         lr_warmup_steps=min(100, config.teacher_updates),
         **common,
@@ -136,7 +134,7 @@ def _teacher_and_student(config: QuickstartConfig, output: Path) -> tuple[Denois
         output_dir=str(output),
         updates_per_round=config.updates_per_round,
         updates_at=last,
-        learning_rate=5e-4,
+        learning_rate=2e-3,
         **common,
     )
     return teacher, student

@@ -89,13 +89,9 @@ def _power_of_ten_ticks(low: float, high: float, max_ticks: int) -> Ticks:
         shown = [value for value in values if low <= value <= high]
         if len(shown) >= 3:
             chosen = shown[:: -(-len(shown) // (max_ticks + 2))]
-            return tuple(
-                (value, f"{value:g}" if 1e-3 <= value < 1e6 else _scientific(value, 0)) for value in chosen
-            )
+            return tuple((value, f"{value:g}" if 1e-3 <= value < 1e6 else _scientific(value, 0)) for value in chosen)
     step = _round_step((high - low) / max_ticks)
-    return _labelled(
-        [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)], step
-    )
+    return _labelled([index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)], step)
 
 
 def _labelled(values: Sequence[float], step: float) -> Ticks:

@@ -159,9 +159,7 @@ def _row(tag: str, texts: Iterable[str], numeric: Sequence[bool]) -> str:
 def _cells(table: Table) -> tuple[list[str], list[list[object]]]:
     if table.header is None:
         if not all(isinstance(row, Mapping) for row in table.rows):
-            raise ValueError(
-                "a table of plain rows needs a header: give Table(rows, header=[...]), or rows as dicts"
-            )
+            raise ValueError("a table of plain rows needs a header: give Table(rows, header=[...]), or rows as dicts")
         header = list(dict.fromkeys(key for row in table.rows for key in row))
         return header, [[row.get(key) for key in header] for row in table.rows]
     header = list(table.header)
@@ -173,9 +171,7 @@ def _cells(table: Table) -> tuple[list[str], list[list[object]]]:
 
 def _all_numbers(values: Sequence[object]) -> bool:
     present = [value for value in values if value is not None]
-    return bool(present) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) for value in present
-    )
+    return bool(present) and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in present)
 
 
 def _cell_text(value: object) -> str:
@@ -188,9 +184,7 @@ def _cell_text(value: object) -> str:
 
 def _require_harmless(markup: str) -> None:
     if "<!" in markup or "<?" in markup:
-        raise ValueError(
-            "the SVG must be a plain element without declarations, comments or processing instructions"
-        )
+        raise ValueError("the SVG must be a plain element without declarations, comments or processing instructions")
     try:
         root = ElementTree.fromstring(markup)
     except ElementTree.ParseError as error:
@@ -204,6 +198,4 @@ def _require_harmless(markup: str) -> None:
         for name, value in element.attrib.items():
             attribute = name.rpartition("}")[2].lower()
             if attribute.startswith("on") or attribute == "href" or "url(" in value.lower():
-                raise ValueError(
-                    f"the SVG holds {attribute}={value!r}: only shapes and text may stand in a report"
-                )
+                raise ValueError(f"the SVG holds {attribute}={value!r}: only shapes and text may stand in a report")

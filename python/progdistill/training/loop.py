@@ -163,8 +163,8 @@ def _log(
     if not math.isfinite(loss):
         levels = [i for i, value in enumerate(by_level) if value is not None and not math.isfinite(value)]
         raise FloatingPointError(
-            f"the loss is {loss} by update {update} of round {round_.index} ({round_.label}), in tenths {levels} of the "
-            "noise levels (0 = clean, 9 = noise); try a lower learning_rate, a longer lr_warmup_steps or "
+            f"the loss is {loss} by update {update} of round {round_.index} ({round_.label}), in tenths {levels} of "
+            "the noise levels (0 = clean, 9 = noise); try a lower learning_rate, a longer lr_warmup_steps or "
             "mixed_precision='no', and run the same command to resume from the last checkpoint"
         )
     run.metrics.write(

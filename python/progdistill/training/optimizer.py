@@ -48,9 +48,7 @@ def moments(optimizer: torch.optim.AdamW, network: nn.Module) -> dict[str, Tenso
     }
 
 
-def restore_moments(
-    optimizer: torch.optim.AdamW, network: nn.Module, tensors: dict[str, Tensor], updates: int
-) -> None:
+def restore_moments(optimizer: torch.optim.AdamW, network: nn.Module, tensors: dict[str, Tensor], updates: int) -> None:
     """Puts back what `moments` gave, after `updates` updates."""
     for name, parameter in network.named_parameters():
         if f"exp_avg.{name}" in tensors:

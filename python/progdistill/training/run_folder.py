@@ -1,12 +1,12 @@
 """The folder of a run: what lies where, and whether the same command starts, resumes or refuses.
 
-    config.json      the settings, written once
-    metrics.jsonl    a line every `logging_steps`, and one at the end of each round
-    checkpoints/     the newest states of the round in progress
-    students/        steps-0512/, steps-0256/, ... every student as a model folder (distillation)
-    model/           the result
-    samples/         PNG grids
-    report.html      the run at a glance
+config.json      the settings, written once
+metrics.jsonl    a line every `logging_steps`, and one at the end of each round
+checkpoints/     the newest states of the round in progress
+students/        steps-0512/, steps-0256/, ... every student as a model folder (distillation)
+model/           the result
+samples/         PNG grids
+report.html      the run at a glance
 """
 
 from __future__ import annotations

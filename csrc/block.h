@@ -1,0 +1,120 @@
+#pragma once
+
+// Operations run block by block: a run of at most kBlock elements of one sample, one head at a time. What a tensor's
+// dtype and order are matters only while a block is read or written; between lie plain arrays of float or double.
+
+#include <algorithm>
+#include <cstdint>
+
+#include "images.h"
+#include "loops/loops.h"
+#include "thread_pool.h"
+
+namespace progdistill {
+
+constexpr int64_t kBlock = 1024;          // so that the arrays of a block stay in the first-level cache
+constexpr int64_t kBlocksPerPiece = 32;   // of work for a thread: smaller tensors stay on the caller
+
+struct Block {
+  int64_t sample;
+  int64_t first;  // element within the sample, heads not counted
+  int64_t size;
+  int64_t index;  // among all blocks of the call
+};
+
+inline int64_t blocks_per_sample(const Layout& layout) { return (layout.elements + kBlock - 1) / kBlock; }
+
+/// Arrays of one thread's current block.
+template <class T>
+struct Scratch {
+  alignas(64) T terms[kTerms][kBlock];
+  alignas(64) T sum[kBlock];
+  alignas(64) T x[kBlock];
+  alignas(64) T state[kBlock];
+  alignas(64) T excess[kBlock];
+  alignas(64) T heads[2][kBlock];
+  alignas(64) T grads[2][kBlock];
+};
+
+/// Calls body(coefficients(sample), block, scratch) for all blocks, the coefficients once for each run of a sample.
+template <class T, class Coefficients, class Body>
+void for_each_block(const Layout& layout, int threads, Coefficients&& coefficients, Body&& body) {
+  const int64_t per_sample = blocks_per_sample(layout);
+  // Many tiny samples make tiny blocks; a piece is a number of elements then.
+  const int64_t usual = std::min(layout.elements, kBlock);
+  const int64_t grain = usual > 0 ? kBlocksPerPiece * kBlock / usual : 1;
+  parallel_for(layout.samples * per_sample, grain, threads, [&](int64_t begin, int64_t end) {
+    Scratch<T> scratch;
+    for (int64_t index = begin; index < end;) {
+      const int64_t sample = index / per_sample;
+      const auto current = coefficients(sample);
+      const int64_t stop = std::min(end, (sample + 1) * per_sample);
+      for (; index < stop; ++index) {
+        const int64_t first = (index - sample * per_sample) * kBlock;
+        body(current, Block{sample, first, std::min(kBlock, layout.elements - first), index}, scratch);
+      }
+    }
+  });
+}
+
+/// One head of a tensor in the order of states: where it lies if it is dense there as T, else a copy in `buffer`.
+template <class T>
+const T* read(const Source& source, int head, const Layout& layout, const Block& block, T* buffer);
+
+/// Where to write one head: in the tensor itself if it is dense there as T, else in `buffer`, which `commit` then
+/// brings into the tensor.
+template <class T>
+T* destination(const Sink& sink, int head, const Layout& layout, const Block& block, T* buffer);
+template <class T>
+void commit(const Sink& sink, int head, const Layout& layout, const Block& block, const T* written);
+
+/// A growing sum of coefficient * tensor over one block. Tensors are read when added and kTerms at a time are combined,
+/// so any number of them needs the same scratch.
+template <class T>
+class Sum {
+ public:
+  Sum(const Layout& layout, const Block& block, Scratch<T>& scratch)
+      : layout_(layout), block_(block), scratch_(scratch) {}
+
+  /// Structural zeros (a state that cancels, a last step at phi = 0) are not read at all.
+  void add(const Source& source, int head, double coefficient) {
+    if (coefficient == 0.0) return;
+    make_room();
+    terms_[count_] = {read(source, head, layout_, block_, scratch_.terms[count_]), static_cast<T>(coefficient)};
+    ++count_;
+  }
+
+  void add(const T* values, double coefficient) {
+    if (coefficient == 0.0) return;
+    make_room();
+    terms_[count_++] = {values, static_cast<T>(coefficient)};
+  }
+
+  void add_heads(const Source& source, const double* coefficients) {
+    for (int head = 0; head < source.heads; ++head) add(source, head, coefficients[head]);
+  }
+
+  void write(T* dst) const { typed_loops<T>().combine(dst, terms_, count_, block_.size); }
+
+  /// What is left to sum up, for a loop that does it on its way.
+  int copy_terms(Term<T>* terms) const {
+    std::copy(terms_, terms_ + count_, terms);
+    return count_;
+  }
+
+ private:
+  void make_room() {
+    if (count_ < kTerms) return;
+    write(scratch_.sum);
+    terms_[0] = {scratch_.sum, T(1)};
+    count_ = 1;
+  }
+
+  const Layout& layout_;
+  const Block& block_;
+  Scratch<T>& scratch_;
+  Term<T> terms_[kTerms];
+  int count_ = 0;
+};
+
+}  // namespace progdistill

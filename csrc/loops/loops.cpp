@@ -1,0 +1,164 @@
+#include "loops.h"
+
+#include <cstring>
+
+#include "bfloat16.h"
+#include "philox.h"
+
+// PD_ISA names this compilation: baseline, avx2 or avx512. Nothing here may be shared between the compilations, or the
+// linker could keep the wrong one: all functions are local to this file, and no library templates are used.
+
+// Two pointers either do not overlap or are equal, so an iteration depends on no other.
+#if defined(__clang__)
+#define PD_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define PD_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+namespace progdistill {
+namespace {
+
+constexpr int kLanes = 32;  // partial sums of a reduction: the same for every instruction set, so the same bits
+
+#if defined(__x86_64__) && !defined(__FMA__)
+// Without the instruction, fma() is a slow library function. For float the product is exact in double, which leaves a
+// second rounding that almost never shows.
+inline float fused(float a, float b, float c) { return static_cast<float>(static_cast<double>(a) * b + c); }
+inline double fused(double a, double b, double c) { return a * b + c; }
+#else
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#endif
+
+/// The sum of N terms at element i. N is a constant, so the loop unrolls.
+template <int N, class T>
+inline T sum_of_terms(const Term<T>* terms, int64_t i) {
+  T sum = terms[0].coefficient * terms[0].data[i];
+  for (int k = 1; k < N; ++k) sum = fused(terms[k].coefficient, terms[k].data[i], sum);
+  return sum;
+}
+
+template <int N, class T>
+void combine_fixed(T* dst, const Term<T>* given, int64_t n) {
+  Term<T> terms[N];
+  for (int k = 0; k < N; ++k) terms[k] = given[k];
+  PD_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) dst[i] = sum_of_terms<N>(terms, i);
+}
+
+template <class T>
+void combine(T* dst, const Term<T>* terms, int count, int64_t n) {
+  switch (count) {
+    case 1:
+      return combine_fixed<1>(dst, terms, n);
+    case 2:
+      return combine_fixed<2>(dst, terms, n);
+    case 3:
+      return combine_fixed<3>(dst, terms, n);
+    case 4:
+      return combine_fixed<4>(dst, terms, n);
+    default:
+      for (int64_t i = 0; i < n; ++i) dst[i] = 0;
+  }
+}
+
+template <class T>
+void clip(T* x, T* next, const T* state, T bound, T state_factor, T x_factor, int64_t n) {
+  PD_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    const T value = x[i], above = value < -bound ? -bound : value;  // NaN passes both comparisons, as in torch
+    const T clipped = above > bound ? bound : above;
+    next[i] = fused(x_factor, clipped, state_factor * state[i]);
+    x[i] = value - clipped;
+  }
+}
+
+template <int Heads, int N, bool Grad, class T>
+double residual_fixed(const Residual<T>& given, int64_t n) {
+  const Residual<T> job = given;
+  T sums[kLanes] = {};
+  for (int64_t start = 0; start < n; start += kLanes) {
+    const int lanes = n - start < kLanes ? static_cast<int>(n - start) : kLanes;
+    PD_INDEPENDENT
+    for (int lane = 0; lane < lanes; ++lane) {
+      const int64_t i = start + lane;
+      const T target = N > 0 ? sum_of_terms<(N > 0 ? N : 1)>(job.target, i) : T(0);
+      const T r = job.scale * (sum_of_terms<Heads>(job.pred, i) - target);
+      if constexpr (Grad) {
+        for (int head = 0; head < Heads; ++head) job.grad[head][i] = job.slope[head] * r;
+      }
+      sums[lane] = fused(r, r, sums[lane]);
+    }
+  }
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  }
+  return sums[0];
+}
+
+template <int Heads, bool Grad, class T>
+double residual_of_terms(const Residual<T>& job, int64_t n) {
+  switch (job.terms) {
+    case 1:
+      return residual_fixed<Heads, 1, Grad>(job, n);
+    case 2:
+      return residual_fixed<Heads, 2, Grad>(job, n);
+    case 3:
+      return residual_fixed<Heads, 3, Grad>(job, n);
+    case 4:
+      return residual_fixed<Heads, 4, Grad>(job, n);
+    default:
+      return residual_fixed<Heads, 0, Grad>(job, n);
+  }
+}
+
+template <class T>
+double residual(const Residual<T>& job, int64_t n) {
+  const bool grad = job.grad[0] != nullptr;
+  if (job.heads == 2) return grad ? residual_of_terms<2, true>(job, n) : residual_of_terms<2, false>(job, n);
+  return grad ? residual_of_terms<1, true>(job, n) : residual_of_terms<1, false>(job, n);
+}
+
+void bfloat16_to_float(float* dst, const uint16_t* src, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) dst[i] = float_of_bfloat16(src[i]);
+}
+
+void float_to_bfloat16(uint16_t* dst, const float* src, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) dst[i] = rounded_to_bfloat16(src[i]);
+}
+
+void normal(float* dst, uint64_t seed, uint32_t first_block, uint32_t stream, uint64_t step, int64_t blocks) {
+  constexpr int kBatch = 64;
+  const uint32_t key_low = static_cast<uint32_t>(seed), key_high = static_cast<uint32_t>(seed >> 32);
+  uint32_t radius[2 * kBatch], angle[2 * kBatch];
+  for (int64_t start = 0; start < blocks; start += kBatch) {
+    const int count = blocks - start < kBatch ? static_cast<int>(blocks - start) : kBatch;
+    for (int j = 0; j < kBatch; ++j) {  // always a whole batch: counters beyond the last are harmless
+      uint32_t c0 = first_block + static_cast<uint32_t>(start) + j, c1 = stream;
+      uint32_t c2 = static_cast<uint32_t>(step), c3 = static_cast<uint32_t>(step >> 32);
+      philox_4x32_10(c0, c1, c2, c3, key_low, key_high);
+      radius[2 * j] = c0;
+      angle[2 * j] = c1;
+      radius[2 * j + 1] = c2;
+      angle[2 * j + 1] = c3;
+    }
+    float* out = dst + 4 * start;
+    for (int i = 0; i < 2 * count; ++i) normal_pair(radius[i], angle[i], &out[2 * i], &out[2 * i + 1]);
+  }
+}
+
+}  // namespace
+
+namespace PD_ISA {
+
+extern const Loops table;
+const Loops table = {
+    {combine<float>, clip<float>, residual<float>},
+    {combine<double>, clip<double>, residual<double>},
+    bfloat16_to_float,
+    float_to_bfloat16,
+    normal,
+};
+
+}  // namespace PD_ISA
+}  // namespace progdistill

@@ -1,0 +1,64 @@
+#pragma once
+
+// The inner loops of the CPU kernels, compiled once for each instruction set (see CMakeLists.txt) and chosen at load.
+// They work on short dense runs of float or double; which tensors, samples and layouts these come from is the
+// operations' affair (block.h). Results do not depend on the instruction set, but for x86-64 without FMA.
+
+#include <cstdint>
+
+namespace progdistill {
+
+constexpr int kTerms = 4;  // tensors that one pass reads at most
+
+template <class T>
+struct Term {
+  const T* data;
+  T coefficient;
+};
+
+template <class T>
+struct Residual {
+  Term<T> target[kTerms];
+  int terms;
+  Term<T> pred[2];
+  int heads;
+  T scale;
+  T slope[2];
+  T* grad[2];  // both null: no gradient
+};
+
+template <class T>
+struct TypedLoops {
+  /// dst = sum of coefficient * data over `count` <= kTerms terms; dst may be the data of a term.
+  void (*combine)(T* dst, const Term<T>* terms, int count, int64_t n);
+  /// next = state_factor * state + x_factor * clip(x), then x becomes x - clip(x); next may be state.
+  void (*clip)(T* x, T* next, const T* state, T bound, T state_factor, T x_factor, int64_t n);
+  /// r = scale * (sum pred - sum target), grad[h] = slope[h] * r. Returns the sum of r^2.
+  double (*residual)(const Residual<T>& residual, int64_t n);
+};
+
+struct Loops {
+  TypedLoops<float> f32;
+  TypedLoops<double> f64;
+  void (*bfloat16_to_float)(float* dst, const uint16_t* src, int64_t n);
+  void (*float_to_bfloat16)(uint16_t* dst, const float* src, int64_t n);
+  /// Four normals for each of `blocks` consecutive Philox counters.
+  void (*normal)(float* dst, uint64_t seed, uint32_t first_block, uint32_t stream, uint64_t step, int64_t blocks);
+};
+
+/// Chooses the loops for the widest instruction set that processor and operating system support, or those of the given
+/// name: "avx512", "avx2" or "baseline". Throws std::invalid_argument if they are not to be had.
+void choose_loops(const char* wish);
+
+/// The chosen loops and their name.
+const Loops& loops();
+const char* cpu_capability();
+
+template <class T>
+const TypedLoops<T>& typed_loops();
+template <>
+inline const TypedLoops<float>& typed_loops<float>() { return loops().f32; }
+template <>
+inline const TypedLoops<double>& typed_loops<double>() { return loops().f64; }
+
+}  // namespace progdistill

@@ -1,0 +1,68 @@
+#pragma once
+
+// The CPU kernels, one file each: pointers and sizes, no Python. Callers have checked shapes and dtypes; the formulas
+// are those of python/progdistill/ops, the coefficients those of kernels/include/rotation.h. Kernels that take angles
+// return whether those and the coefficients are in order (watch.h); if not, the numbers written mean nothing.
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "images.h"
+#include "rotation.h"
+
+namespace progdistill {
+
+/// A teacher's steps: outs[j] was made at phis[j * samples + sample], the last angle is where they lead.
+struct Teacher {
+  std::vector<Source> outs;
+  const double* phis;
+  Prediction prediction;
+  std::optional<double> clip;
+};
+
+/// What weighs a student's error.
+struct Objective {
+  Prediction prediction;
+  Weighting weighting;
+  double min_snr_gamma;
+  double grad_scale;
+};
+
+/// out (samples, count): normals of Philox counters (element / 4, stream, step) under each sample's seed.
+void normal(
+    float* out, const int64_t* seeds, int64_t samples, int64_t count, int64_t step, uint32_t stream, int threads);
+
+/// z = cos(phi) x + sin(phi) noise.
+bool diffuse(
+    const Layout& layout, const Sink& z, const Source& x, const Source& noise, const double* phi, int threads);
+
+/// next = z moved from phi to phi_next along the network's output.
+bool ddim_step(
+    const Layout& layout, const Sink& next, const Source& z, const Source& out, const double* phi,
+    const double* phi_next, Prediction prediction, std::optional<double> clip, int threads);
+
+/// The one-step target of a teacher's steps.
+bool distillation_target(
+    const Layout& layout, const Sink& target, const Source& z, const Teacher& teacher, Prediction target_type,
+    int threads);
+
+/// loss (samples,) in the layout's dtype and, if grad is given, its gradient for pred.
+bool distillation_loss(
+    const Layout& layout, void* loss, const std::optional<Sink>& grad, const Source& pred, const Source& z,
+    const Teacher& teacher, const Objective& objective, int threads);
+bool prediction_loss(
+    const Layout& layout, void* loss, const std::optional<Sink>& grad, const Source& pred, const Source& z,
+    const Source& target, const double* phi, Prediction target_type, const Objective& objective, int threads);
+
+/// body(a float or a double) by the dtype of states: the argument's type is what counts.
+template <class Body>
+void for_state_type(const Layout& layout, Body&& body) {
+  if (layout.dtype == DType::float64) {
+    body(double{});
+  } else {
+    body(float{});
+  }
+}
+
+}  // namespace progdistill
