@@ -38,6 +38,14 @@ const Tensor& Arguments::keep_image(std::string name, py::handle object) {
   return tensor;
 }
 
+bool Arguments::fits_state(const Tensor& tensor, int heads) const {
+  if (tensor.ndim() != state_->ndim()) return false;
+  for (int dim = 0; dim < tensor.ndim(); ++dim) {
+    if (tensor.size(dim) != (dim == 1 ? heads : 1) * state_->size(dim)) return false;
+  }
+  return true;
+}
+
 const Tensor& Arguments::state(const char* name, py::handle object) {
   const Tensor& tensor = keep_image(name, object);
   if (tensor.dtype() != DType::float32 && tensor.dtype() != DType::float64) {
@@ -54,7 +62,7 @@ const Tensor& Arguments::state(const char* name, py::handle object) {
     throw py::type_error(
         tensor.name() + " is " + text(tensor.dtype()) + ", " + state_->name() + " is " + text(state_->dtype()));
   }
-  if (tensor.shape_text() != state_->shape_text()) {
+  if (!fits_state(tensor, 1)) {
     throw py::value_error(
         tensor.name() + " has shape " + tensor.shape_text() + ", " + state_->name() + " has " + state_->shape_text());
   }
@@ -63,11 +71,7 @@ const Tensor& Arguments::state(const char* name, py::handle object) {
 
 const Tensor& Arguments::output(std::string name, py::handle object, int heads) {
   const Tensor& tensor = keep_image(std::move(name), object);
-  bool fits = tensor.ndim() == state_->ndim();
-  for (int dim = 0; fits && dim < tensor.ndim(); ++dim) {
-    fits = tensor.size(dim) == (dim == 1 ? heads : 1) * state_->size(dim);
-  }
-  if (!fits) {
+  if (!fits_state(tensor, heads)) {
     throw py::value_error(
         tensor.name() + " has shape " + tensor.shape_text() + "; with " + std::to_string(heads) +
         " head(s) it must fit " + state_->name() + " of shape " + state_->shape_text());

@@ -40,6 +40,7 @@ class Arguments {
  private:
   const Tensor& keep(std::string name, pybind11::handle object);
   const Tensor& keep_image(std::string name, pybind11::handle object);
+  bool fits_state(const Tensor& tensor, int heads) const;
 
   dlpack::Device device_;
   std::deque<Tensor> tensors_;

@@ -20,7 +20,19 @@ _EXPORTS = {
     "save": "progdistill.interop",
     "train": "progdistill.training",
 }
-_ROOMS = ("core", "data", "evaluation", "interop", "metrics", "nets", "ops", "quickstart", "report", "sampling", "training")
+_ROOMS = (
+    "core",
+    "data",
+    "evaluation",
+    "interop",
+    "metrics",
+    "nets",
+    "ops",
+    "quickstart",
+    "report",
+    "sampling",
+    "training",
+)
 
 __all__ = [
     "Denoiser",
