@@ -12,7 +12,18 @@ from progdistill.nets.config import UNetConfig
 from progdistill.nets.presets import PRESETS, preset
 from progdistill.nets.unet import UNet
 
-DIGITS = preset("digits8")
+# With attention and a middle block, so that every field has something to contradict.
+DIGITS = UNetConfig(
+    sample_size=8,
+    in_channels=1,
+    out_channels=1,
+    block_out_channels=(16, 48),
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    layers_per_block=1,
+    attention_head_dim=None,
+    norm_num_groups=8,
+)
 
 # The counts of Salimans & Ho 2022 follow from their layer list; ImageNet-64 has 295,905,222 there because its
 # class embedding, a dense layer over one-hot vectors, has a bias of 768.
@@ -21,7 +32,7 @@ PARAMETERS = {
     "imagenet64": 295_905_222 - 768,
     "lsun128": 139_578_502,
     "ddpm-cifar10-32": 35_746_307,
-    "digits8": 341_729,
+    "digits8": 213_953,
 }
 
 
