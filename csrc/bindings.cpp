@@ -150,7 +150,9 @@ bool call_prediction_loss(
 
 PYBIND11_MODULE(_C, module) {
   choose_loops(std::getenv("PROGDISTILL_CPU_CAPABILITY"));
-  module.doc() = "The compiled kernels of progdistill.ops; every argument is checked for memory safety.";
+  module.doc() =
+      "The compiled kernels of progdistill.ops, results first. Every argument is checked for memory safety; where "
+      "angles are taken, the return value says whether they and the coefficients are in order.";
   module.def("set_dlpack_exchange_api", &set_dlpack_exchange_api);
   module.def("build_info", &build_info);
   module.def("normal", &call_normal);

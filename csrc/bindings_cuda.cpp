@@ -1,9 +1,9 @@
 #include "bindings_cuda.h"
 
+#include <cuda_runtime_api.h>
 #include <pybind11/stl.h>
 
 #include "arguments.h"
-#include "cuda_launch.h"
 #include "diffuse.h"
 
 namespace py = pybind11;
@@ -15,7 +15,9 @@ namespace {
 using Where = std::optional<std::pair<int, uintptr_t>>;
 
 void raise_if_failed(int code, const char* operation) {
-  if (code != 0) throw std::runtime_error(std::string(operation) + ": CUDA says " + cuda::error_text(code));
+  if (code == cudaSuccess) return;
+  throw std::runtime_error(
+      std::string(operation) + ": CUDA says " + cudaGetErrorString(static_cast<cudaError_t>(code)));
 }
 
 struct Queue {

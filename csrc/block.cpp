@@ -14,11 +14,12 @@ int64_t plain_offset(int heads, int head, const Layout& layout, const Block& blo
   return (block.sample * heads + head) * layout.elements + block.first;
 }
 
-/// Asks for what the next block will convert. The processor foresees that by itself where a loop runs over all tensors
-/// side by side; one that reads a single tensor ends before the pattern has shown.
-inline void prefetch(const uint16_t* next, int64_t n) {
-  constexpr int64_t kPerCacheLine = 32;
-  for (int64_t i = 0; i < n; i += kPerCacheLine) __builtin_prefetch(next + i, 0, 2);
+/// Asks for memory that is needed soon. The processor foresees that by itself where a loop runs over all tensors side by
+/// side; one that reads a single tensor ends before the pattern has shown. Write: 1 for memory to be written.
+template <int Write, class Element>
+inline void prefetch(const Element* first, int64_t n) {
+  constexpr int64_t kPerCacheLine = 64 / sizeof(Element);
+  for (int64_t i = 0; i < n; i += kPerCacheLine) __builtin_prefetch(first + i, Write, 2);
 }
 
 /// Calls visit(i, offset) for the block's elements i and their offsets in a channels_last tensor of two heads: a pixel
@@ -62,18 +63,21 @@ const T* read(const Source& source, int head, const Layout& layout, const Block&
     const int64_t offset = plain_offset(source.heads, head, layout, block);
     if constexpr (std::is_same_v<T, float>) {
       if (source.dtype == DType::bfloat16) {
-        prefetch(halves + offset + block.size, block.size);
+        prefetch<0>(halves + offset + block.size, block.size);
         loops().bfloat16_to_float(buffer, halves + offset, block.size);
         return buffer;
       }
     }
     return values + offset;
   }
+  const int64_t next = 2 * (block.sample * layout.elements + block.first + block.size);
   if (source.dtype == DType::bfloat16) {
+    if (head == 0) prefetch<0>(halves + next, 2 * block.size);
     for_each_interleaved(head, layout, block, [&](int64_t i, int64_t offset) {
       buffer[i] = float_of_bfloat16(halves[offset]);
     });
   } else {
+    if (head == 0) prefetch<0>(values + next, 2 * block.size);
     for_each_interleaved(head, layout, block, [&](int64_t i, int64_t offset) { buffer[i] = values[offset]; });
   }
   return buffer;
@@ -81,8 +85,14 @@ const T* read(const Source& source, int head, const Layout& layout, const Block&
 
 template <class T>
 T* destination(const Sink& sink, int head, const Layout& layout, const Block& block, T* buffer) {
-  if (sink.dtype == DType::bfloat16 || !is_plain(sink.heads, layout)) return buffer;
-  return static_cast<T*>(sink.data) + plain_offset(sink.heads, head, layout, block);
+  auto* values = static_cast<T*>(sink.data);
+  const auto* halves = static_cast<const uint16_t*>(sink.data);
+  const bool half = sink.dtype == DType::bfloat16;
+  if (is_plain(sink.heads, layout)) return half ? buffer : values + plain_offset(sink.heads, head, layout, block);
+  const int64_t first = 2 * (block.sample * layout.elements + block.first), count = 2 * block.size;
+  if (head == 0 && half) prefetch<1>(halves + first, count);
+  if (head == 0 && !half) prefetch<1>(values + first, count);
+  return buffer;
 }
 
 template <class T>

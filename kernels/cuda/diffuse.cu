@@ -2,7 +2,6 @@
 
 #include <type_traits>
 
-#include "cuda_launch.h"
 #include "launch.cuh"
 
 namespace progdistill::cuda {
@@ -108,7 +107,5 @@ int diffuse(
   return bits == 64 ? launch<double>(z, x, noise, phi, samples, elements, queue)
                     : launch<float>(z, x, noise, phi, samples, elements, queue);
 }
-
-const char* error_text(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
 }  // namespace progdistill::cuda

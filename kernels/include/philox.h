@@ -52,7 +52,7 @@ PD_LOCAL double exact_double(uint64_t value) {
   return double_of(0x4330000000000000u | value) - 4503599627370496.0;
 }
 
-/// log((word + 1/2) / 2^32), by word + 1/2 = 2^k m with m in [sqrt(1/2), sqrt(2)) and log(m) = 2 atanh((m - 1) / (m + 1)).
+/// log((word + 1/2) / 2^32), by word + 1/2 = 2^k m with m in [sqrt(1/2), sqrt(2)), log(m) = 2 atanh((m - 1) / (m + 1)).
 PD_LOCAL double log_of_uniform(uint32_t word) {
   constexpr uint64_t kOne = uint64_t{1} << 52;                 // of an exponent
   constexpr uint64_t kSqrtHalf = 0x3FE6A09E667F3BCDu;          // the bits of sqrt(1/2)
