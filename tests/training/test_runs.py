@@ -123,8 +123,9 @@ def test_changed_settings_are_refused_and_overwrite_starts_anew(images, tmp_path
 def test_a_folder_with_something_else_is_left_alone(images, tmp_path):
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "precious.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no config.json of a run"):
-        quick_train(images, tmp_path / "run")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="no config.json of a run"):
+            quick_train(images, tmp_path / "run", overwrite=overwrite)
     assert (tmp_path / "run" / "model" / "precious.txt").read_text() == "mine"
 
 

@@ -29,7 +29,7 @@ class EvaluateConfig:
     seeds: int = 3
     """Disjoint sets of image seeds; their spread is the error bar."""
     classifier: str | None = None
-    """A classifier that an evaluation saved, a .safetensors file; default: train one on the data set."""
+    """A .safetensors file of progdistill.metrics.save_classifier; default: train a classifier on the data set."""
     output: str | None = None
     """A .json file for the result."""
     device: str | None = None

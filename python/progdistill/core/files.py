@@ -35,7 +35,7 @@ def replace_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise FileNotFoundError(
                 errno.ENOENT, f"nothing was written to the temporary file for {target}", str(temporary)
             )
-        _flush(temporary, os.O_RDWR)
+        flush_file(temporary)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -92,6 +92,11 @@ def _flush(path: Path, flags: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_file(path: Path) -> None:
+    """Makes a file's content last through a power failure."""
+    _flush(path, os.O_RDWR)
 
 
 def flush_folder(folder: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from progdistill.core.modes import evaluating
 from progdistill.metrics.frechet import GaussianStatistics
 
 
@@ -68,7 +68,7 @@ def _feature_batches(
         device = "cpu" if first is None else first.device
     else:
         module.to(device)
-    with _evaluating(module):
+    with evaluating(module):
         for batch in images.split(batch_size):
             # Entered anew for each batch: around the loop it would leak into the caller at every yield.
             with torch.no_grad():
@@ -88,14 +88,3 @@ def _checked(features: Tensor, batch: int) -> Tensor:
             f"got {tuple(features.shape)}"
         )
     return features
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

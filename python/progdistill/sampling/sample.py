@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from progdistill.core import Condition, Denoiser
+from progdistill.core.modes import evaluating
 from progdistill.sampling.ddim import ddim
 from progdistill.sampling.images import check_output_type, to_output
 from progdistill.sampling.latents import generator_latents, image_seeds, seeded_latents
@@ -106,7 +107,7 @@ def generate(
     device, phis = model.device, model.schedule.grid(steps)
     batches = range(0, len(seeds), max_batch_size)
     samples = []
-    with _evaluating(model):
+    with evaluating(model):
         for first in tqdm(batches, desc=f"sampling, {steps} steps", disable=not progress, leave=False):
             part = slice(first, first + max_batch_size)
             own_seeds = seeds[part].to(device)
@@ -138,20 +139,6 @@ def student_for(model: Denoiser, steps: int) -> Denoiser:
         f"this student was distilled for {_listed(model.valid_steps)} steps, not {steps}: elsewhere its predictions "
         f"mean nothing. Step counts that can be sampled: {_listed(known)}"
     )
-
-
-class _evaluating:
-    """Eval mode for a network, and its former mode afterwards."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __enter__(self) -> None:
-        self.training = self.module.training
-        self.module.eval()
-
-    def __exit__(self, *_) -> None:
-        self.module.train(self.training)
 
 
 def _image_count(batch_size, seed, class_labels, latents, generator) -> int:

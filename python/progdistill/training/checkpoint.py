@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -14,6 +13,8 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from progdistill.core.files import flush_file, flush_folder
 
 _FILES = ("student", "ema", "optimizer")
 
@@ -51,12 +52,12 @@ class CheckpointFolder:
             state = {"round_index": checkpoint.round_index, "update": checkpoint.update, **checkpoint.facts}
             (temporary / "state.json").write_text(json.dumps(state, indent=2))
             for path in temporary.iterdir():
-                _flush(path)
-            _flush(temporary)
+                flush_file(path)
+            flush_folder(temporary)
             final = self.folder / name
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
-            _flush(self.folder)
+            flush_folder(self.folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -86,16 +87,6 @@ def _read(path: Path) -> Checkpoint:
         raise ValueError(
             f"checkpoint {path} cannot be read ({error}); delete this folder to resume from the one before it"
         ) from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        # Some network file systems refuse to flush folders.
-        with contextlib.suppress(OSError if path.is_dir() else ()):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def environment() -> dict[str, Any]:

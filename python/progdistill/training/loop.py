@@ -165,7 +165,7 @@ def _log(
         raise FloatingPointError(
             f"the loss is {loss} by update {update} of round {round_.index} ({round_.label}), in tenths {levels} of "
             "the noise levels (0 = clean, 9 = noise); try a lower learning_rate, a longer lr_warmup_steps or "
-            "mixed_precision='no', and run the same command to resume from the last checkpoint"
+            "mixed_precision='no' in another output_dir (the last good checkpoint is still here)"
         )
     run.metrics.write(
         {

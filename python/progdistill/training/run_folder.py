@@ -38,7 +38,7 @@ class RunFolder:
 
     def __init__(self, config: LoopConfig, command: str, inputs: dict[str, Any]) -> None:
         self.path = Path(config.output_dir)
-        if config.overwrite:
+        if config.overwrite and (self.path / "config.json").exists():
             self._clear()
         description = {"command": command, "inputs": inputs, "settings": fingerprint(config)}
         self._check_or_write(json.loads(json.dumps(description)))
@@ -82,8 +82,8 @@ class RunFolder:
             strangers = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
             if set(strangers) & set(_OWN):
                 raise ValueError(
-                    f"{self.path} holds {sorted(strangers)} but no config.json of a run; use another --output-dir, "
-                    "or --overwrite to start anew"
+                    f"{self.path} holds {sorted(strangers)} but no config.json of a run; use another --output-dir "
+                    "(--overwrite removes runs only)"
                 )
             write_json_atomic(path, description)
             return
