@@ -11,7 +11,7 @@ from progdistill.evaluation import QualityMeter
 from progdistill.interop import load
 from progdistill.metrics import load_classifier, train_classifier
 from progdistill.sampling.sample import student_for
-from progdistill.training.loop import choose_device
+from progdistill.training.device import choose_device
 
 
 @dataclasses.dataclass(kw_only=True)

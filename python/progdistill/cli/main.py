@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+import warnings
 
 import progdistill
 
@@ -31,9 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"progdistill: unknown command {command!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    run = importlib.import_module(f"progdistill.cli.{command}").run
+    if "RANK" not in os.environ:
+        return _run(command, rest)
+    return _run_as_one_of_several(command, rest)
+
+
+def _run(command: str, arguments: list[str]) -> int:
     try:
-        run(rest)
+        importlib.import_module(f"progdistill.cli.{command}").run(arguments)
     except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("PROGDISTILL_TRACEBACK"):
             raise
@@ -45,6 +52,25 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nprogdistill {command}: interrupted; the same command resumes", file=sys.stderr)
         return 130
     return 0
+
+
+def _run_as_one_of_several(command: str, arguments: list[str]) -> int:
+    """Under torchrun: joins the other processes, and silences all but the first."""
+    from progdistill.core.processes import is_main_process, join_processes, leave_processes
+
+    join_processes()
+    with contextlib.ExitStack() as stack:
+        if not is_main_process():
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            warnings.simplefilter("ignore")
+        try:
+            status = _run(command, arguments)
+        except SystemExit as end:  # wrong arguments (2), --help and runs stopped by SIGTERM (0)
+            status = int(end.code or 0)
+        if status == 0:
+            leave_processes()
+    return status
 
 
 def usage() -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from progdistill.cli.arguments import parse
+from progdistill.core.processes import gather_objects, is_main_process, share_of, sum_over_processes
 from progdistill.data import to_uint8
 from progdistill.interop import load
 from progdistill.report import image_grid, save_png
 from progdistill.sampling.sample import sample
-from progdistill.training.loop import choose_device
+from progdistill.training.device import choose_device
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -54,24 +55,29 @@ def run(arguments: list[str]) -> None:
         labels = torch.arange(config.num_images) % model.num_classes
         if config.class_label is not None:
             labels = torch.full_like(labels, config.class_label)
+    # Each of several processes makes its share; an image depends on its own seed only.
+    mine = share_of(config.num_images)
+    seeds = config.seed + torch.arange(mine.start, mine.stop)
     images = sample(
         model,
         config.steps,
-        batch_size=config.num_images,
-        seed=config.seed,
-        class_labels=labels,
+        batch_size=len(seeds),
+        seed=seeds,
+        class_labels=None if labels is None else labels[mine.start : mine.stop],
         sampler=config.sampler,
         gamma=config.gamma,
         clip=config.clip,
         max_batch_size=config.max_batch_size,
         output_type="pt",
-        progress=True,
+        progress=is_main_process(),
     )
     pixels = to_uint8(images.cpu() * 2 - 1)
     if config.output.endswith(".png"):
-        save_png(image_grid(pixels, columns=config.columns), config.output)
+        whole = torch.cat(gather_objects(pixels))
+        if is_main_process():
+            save_png(image_grid(whole, columns=config.columns), config.output)
     else:
-        for i in range(len(pixels)):
-            path = Path(config.output) / f"{config.seed + i:06d}.png"
-            save_png(image_grid(pixels[i : i + 1], columns=1, scale=1, gap=0), path)
-    print(f"{len(pixels)} images in {config.output}")
+        for seed, image in zip(seeds.tolist(), pixels, strict=True):
+            save_png(image_grid(image[None], columns=1, scale=1, gap=0), Path(config.output) / f"{seed:06d}.png")
+    made = int(sum_over_processes(torch.tensor(len(pixels))))
+    print(f"{made} images in {config.output}")

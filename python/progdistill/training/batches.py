@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from progdistill.core import Condition
+from progdistill.core.processes import process_count, process_rank
 from progdistill.core.random import Stream, integers, sample_seeds
 from progdistill.data import ImageDataset, sample_indices, to_float
 from progdistill.training.config import LoopConfig
@@ -23,6 +24,8 @@ class Batch:
     seeds: Tensor
     """(B,) int64, one for each sample: the key of everything random about it."""
     update: int
+    number: int
+    """Counts microbatches through the round, over all processes: the key of the network's dropout."""
     cond: Condition | None
 
 
@@ -32,6 +35,12 @@ class BatchSource:
     def __init__(
         self, dataset: ImageDataset, config: LoopConfig, round_index: int, device: torch.device, conditional: bool
     ) -> None:
+        parts = config.gradient_accumulation_steps * process_count()
+        if config.train_batch_size % parts:
+            raise ValueError(
+                f"train_batch_size {config.train_batch_size} does not divide into {process_count()} processes times "
+                f"{config.gradient_accumulation_steps} microbatches; change it, or gradient_accumulation_steps"
+            )
         self.dataset = dataset
         self.config = config
         self.round_index = round_index
@@ -41,13 +50,14 @@ class BatchSource:
         self._order_seed = int(sample_seeds(config.seed, round_index, torch.tensor([-1])))
 
     def microbatches(self, update: int) -> Iterator[Batch]:
-        """Sample numbers update * B ... of the round, whichever way they are split."""
-        size = self.config.train_batch_size
-        count = size // self.config.gradient_accumulation_steps
-        for first in range(update * size, (update + 1) * size, count):
-            yield self._batch(update, first, count)
+        """This process's part of the samples update * B ... of the round, whichever way they are split."""
+        size, accumulated = self.config.train_batch_size, self.config.gradient_accumulation_steps
+        parts = accumulated * process_count()
+        count = size // parts
+        for part in range(process_rank() * accumulated, (process_rank() + 1) * accumulated):
+            yield self._batch(update, update * parts + part, update * size + part * count, count)
 
-    def _batch(self, update: int, first: int, count: int) -> Batch:
+    def _batch(self, update: int, number: int, first: int, count: int) -> Batch:
         seed, size = self.config.seed, len(self.dataset)
         images, labels = self.dataset.batch(sample_indices(self._order_seed, first, count, size))
         seeds = sample_seeds(seed, self.round_index, torch.arange(first, first + count))
@@ -56,4 +66,4 @@ class BatchSource:
             flip = integers(seeds, update, Stream.FLIP, 2).bool().to(self.device)
         cond = Condition(labels.to(self.device)) if self.conditional else None
         x = to_float(images.to(self.device, non_blocking=True), flip=flip)
-        return Batch(x, seeds.to(self.device), update, cond)
+        return Batch(x, seeds.to(self.device), update, number, cond)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from progdistill.core import Denoiser
+from progdistill.core.processes import join_processes, on_main_process
 from progdistill.core.random import Stream, integers
 from progdistill.data import open_dataset, to_uint8
 from progdistill.evaluation import compare_round
@@ -16,8 +18,10 @@ from progdistill.ops import ddim_step, diffuse, distillation_loss_and_grad, norm
 from progdistill.report import labelled_rows, save_png
 from progdistill.training.batches import Batch, BatchSource
 from progdistill.training.config import DistillConfig
+from progdistill.training.device import choose_device
 from progdistill.training.keep import is_kept, keep, recall, with_students
-from progdistill.training.loop import Loss, Round, RoundResult, choose_device, copy_network, run_round
+from progdistill.training.loop import Loss, Round, RoundResult, run_round
+from progdistill.training.round_state import copy_network
 from progdistill.training.run_folder import RunFolder
 from progdistill.training.run_report import write_run_report
 
@@ -105,6 +109,7 @@ def distill(
         )
     if not config.output_dir:
         raise ValueError("output_dir is missing; name a folder for students, checkpoints and metrics")
+    join_processes()
     device = choose_device(config.device)
     teacher = _opened(teacher if teacher is not None else config.teacher).to(device)
     _check_teacher(teacher, config)
@@ -116,15 +121,18 @@ def distill(
         )
     run = RunFolder(config, "distill", {"data": dataset.name, "teacher": teacher.provenance})
     for index, steps in enumerate(config.student_steps):
-        if is_kept(run.student(steps)):
+        if on_main_process(partial(is_kept, run.student(steps))):
             teacher = recall(run.student(steps), teacher, steps)
         else:
             batches = BatchSource(dataset, config, index, device, teacher.num_classes is not None)
             teacher = _distill_round(index, steps, teacher, batches, config, run)
-    write_run_report(run, f"Distilling {config.teacher_steps} steps to {config.end_steps}")
+    title = f"Distilling {config.teacher_steps} steps to {config.end_steps}"
+    on_main_process(lambda: write_run_report(run, title))
     others = {n: run.student(n) for n in config.student_steps if n != config.end_steps}
     if isinstance(teacher.network, UNet):
-        save(teacher, run.model, students={n: f"../students/{path.name}" for n, path in others.items()})
+        siblings = {n: f"../students/{path.name}" for n, path in others.items()}
+        on_main_process(lambda: save(teacher, run.model, students=siblings))
+    run.finish()
     return with_students(teacher, others)
 
 
@@ -134,12 +142,12 @@ def _distill_round(
     label = f"{2 * steps} -> {steps} steps" if config.step_factor == 2 else f"student of {steps} steps"
     student = teacher.with_network(copy_network(teacher.network).requires_grad_(True), valid_steps=(steps,))
 
-    def on_validation(model: Denoiser, update: int):
+    def on_validation(model: Denoiser, update: int) -> dict[str, float]:
         comparison = compare_round(model, teacher, steps, config.validation_images)
         rows = [(name, to_uint8(images[:GRID_COLUMNS])) for name, images in comparison.rows()]
         if teacher.sample_shape[0] in (1, 3):
             save_png(labelled_rows(rows), run.sample_grid(f"steps-{steps:04d}-update-{update:07d}"))
-        return comparison
+        return comparison.record()
 
     updates = config.updates_for(steps)
     round_ = Round(
@@ -151,9 +159,8 @@ def _distill_round(
         dropout=False,
         on_validation=on_validation,
     )
-    run.start_round(index)
     result: RoundResult = run_round(round_, batches, config, run)
-    comparison = on_validation(result.student, updates)
+    comparison = on_main_process(lambda: on_validation(result.student, updates))
     run.metrics.write(
         {
             "event": "round_end",
@@ -162,7 +169,7 @@ def _distill_round(
             "steps": steps,
             "updates": updates,
             "seconds": round(result.seconds, 3),
-            **comparison.record(),
+            **comparison,
         }
     )
     result.student.provenance = {
@@ -172,11 +179,11 @@ def _distill_round(
         "seconds": round(result.seconds, 3),
         "data": batches.dataset.name,
         "teacher": teacher.provenance,
-        **comparison.record(),
+        **comparison,
     }
     # The kept student marks the round as done, so it is written last.
     siblings = {n: f"../{run.student(n).name}" for n in config.student_steps if n != steps}
-    keep(result.student, run.student(steps), result.raw_state_dict, siblings)
+    on_main_process(lambda: keep(result.student, run.student(steps), result.raw_state_dict, siblings))
     run.clear_checkpoints()
     return result.student
 

@@ -13,7 +13,7 @@ from progdistill.core import Denoiser
 from progdistill.core.files import replace_atomic, write_json_atomic
 from progdistill.interop import load, save
 from progdistill.nets.unet import UNet
-from progdistill.training.loop import copy_network
+from progdistill.training.round_state import copy_network
 
 _MARK = "progdistill.json"
 _WEIGHTS = {"ema": "network.safetensors", "raw": "network_raw.safetensors"}

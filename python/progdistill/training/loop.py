@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from progdistill.core import Denoiser
+from progdistill.core.processes import is_main_process, on_main_process
 from progdistill.core.random import Stream, integers
 from progdistill.training.batches import Batch, BatchSource
-from progdistill.training.checkpoint import Checkpoint, environment
 from progdistill.training.config import LoopConfig
-from progdistill.training.ema import ExponentialMovingAverage
-from progdistill.training.metrics_log import RunningLoss
-from progdistill.training.optimizer import (
-    learning_rate,
-    make_optimizer,
-    moments,
-    restore_moments,
-    set_learning_rate,
-)
+from progdistill.training.device import precision
+from progdistill.training.optimizer import learning_rate, set_learning_rate
+from progdistill.training.replicas import replicated, without_exchange
+from progdistill.training.round_state import RoundState
 from progdistill.training.run_folder import RunFolder
+from progdistill.training.running_loss import LossSummary
+from progdistill.training.stopping import RunInterrupted, StopRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +57,8 @@ class Round:
     updates: int
     label: str
     dropout: bool
-    on_validation: Callable[[Denoiser, int], None]
-    """Called with the averaged student and the number of updates, every `validation_steps` and at the end."""
+    on_validation: Callable[[Denoiser, int], Any]
+    """Called with the averaged student and the number of updates, every `validation_steps`, in the first process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,166 +70,117 @@ class RoundResult:
     seconds: float
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The named device, or cuda if there is one, else cpu.
-
-    Raises:
-        ValueError: a device that this machine does not have.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, but torch sees no GPU; use --device cpu")
-    return device
-
-
-def precision(config: LoopConfig, device: torch.device) -> contextlib.AbstractContextManager:
-    """The networks' precision: bf16 where asked for (auto: on a GPU), else float32."""
-    low = config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16) if low else contextlib.nullcontext()
-
-
 def run_round(round_: Round, batches: BatchSource, config: LoopConfig, run: RunFolder) -> RoundResult:
     """Does the updates of a round, from its newest checkpoint if there is one.
 
     Raises:
+        RunInterrupted: SIGTERM came; the state after the update is saved.
         FloatingPointError: the loss is not finite; nothing is saved over the last good checkpoint.
+        OSError: a checkpoint could not be written; those before it are as they were.
     """
     network = round_.student.network.train(round_.dropout)
     device = batches.device
-    optimizer = make_optimizer(network, config)
-    ema = ExponentialMovingAverage(network, config.ema_decay)
-    running = RunningLoss(device)
-    done, seconds_before = _restore(round_, network, optimizer, ema, running, run)
-    started = time.perf_counter()
-    elapsed = lambda: seconds_before + time.perf_counter() - started  # noqa: E731
-    save = lambda update: run.checkpoints.save(  # noqa: E731
-        _checkpoint(round_.index, update, network, optimizer, ema, running, run, elapsed())
-    )
+    state = RoundState(network, config, device)
+    checkpoint = run.resume_round(round_.index)
+    if checkpoint is not None:
+        state.restore(checkpoint, main_process=is_main_process())
+    student = round_.student.with_network(replicated(network, device))
+    started = time.perf_counter() - state.seconds
 
-    bar = tqdm(initial=done, total=round_.updates, desc=round_.label, disable=not config.progress, leave=False)
-    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for update in range(done, round_.updates):
-            rate = learning_rate(config, update, round_.updates)
-            set_learning_rate(optimizer, rate)
-            grad_norm = _update(round_, batches, config, optimizer, running, update)
-            ema.update(network, update + 1)
+    def save() -> None:
+        state.seconds = time.perf_counter() - started
+        saved = state.checkpoint(round_.index, run.metrics.position)
+        on_main_process(lambda: run.checkpoints.save(saved))
+
+    visible = config.progress and is_main_process()
+    bar = tqdm(initial=state.update, total=round_.updates, desc=round_.label, disable=not visible, leave=False)
+    generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with StopRequest() as stop, bar, generators:
+        while state.update < round_.updates:
+            if stop.pending():
+                _stop(round_, state, save, run)
+            rate = learning_rate(config, state.update, round_.updates)
+            set_learning_rate(state.optimizer, rate)
+            grad_norm = _update(round_, student, batches, config, state)
+            state.update += 1
+            state.ema.update(network, state.update)
             bar.update()
-            finished = update + 1
-            if finished % config.logging_steps == 0 or finished == round_.updates:
-                loss = _log(round_, run, running, finished, rate, grad_norm, elapsed())
-                bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-            if finished < round_.updates:
-                if config.validation_steps and finished % config.validation_steps == 0:
-                    round_.on_validation(_averaged(round_.student, ema), finished)
-                if finished % config.checkpointing_steps == 0:
-                    save(finished)
-    raw = {name: p.detach().cpu().clone() for name, p in network.state_dict().items()}
-    return RoundResult(_averaged(round_.student, ema), raw, elapsed())
+            last = state.update == round_.updates
+            saving = state.update % config.checkpointing_steps == 0 and not last
+            logging = last or state.update % config.logging_steps == 0
+            if saving or logging:
+                loss = _checked_loss(round_, config, state, grad_norm)
+                bar.set_postfix(loss=f"{loss.mean:.4g}", refresh=False)
+            if logging:
+                state.seconds = time.perf_counter() - started
+                run.metrics.write(_line(round_, state, loss, grad_norm, rate))
+                state.running.clear()
+            if not last and config.validation_steps and state.update % config.validation_steps == 0:
+                averaged = round_.student.with_network(state.averaged())
+                on_main_process(partial(round_.on_validation, averaged, state.update))
+            if saving:
+                save()
+    state.seconds = time.perf_counter() - started
+    return RoundResult(round_.student.with_network(state.averaged()), state.raw_state_dict(), state.seconds)
 
 
-def _update(
-    round_: Round,
-    batches: BatchSource,
-    config: LoopConfig,
-    optimizer: torch.optim.AdamW,
-    running: RunningLoss,
-    update: int,
-) -> Tensor:
-    optimizer.zero_grad(set_to_none=True)
-    for part, batch in enumerate(batches.microbatches(update)):
+def _stop(round_: Round, state: RoundState, save: Callable[[], None], run: RunFolder) -> None:
+    if state.update:
+        save()
+    message = (
+        f"stopped by SIGTERM after update {state.update} of {round_.updates} of round {round_.index} "
+        f"({round_.label}); saved in {run.path}: the same command resumes"
+    )
+    if is_main_process():
+        print(message, flush=True)
+    raise RunInterrupted(message)
+
+
+def _update(round_: Round, student: Denoiser, batches: BatchSource, config: LoopConfig, state: RoundState) -> Tensor:
+    state.optimizer.zero_grad(set_to_none=True)
+    parts = batches.microbatches(state.update)
+    for number, batch in enumerate(parts, start=1):
         if round_.dropout:
-            key = torch.tensor([config.seed]), update * config.gradient_accumulation_steps + part
+            key = torch.tensor([config.seed]), batch.number
             torch.manual_seed(int(integers(*key, Stream.DROPOUT, 2**31 - 1)))
-        with precision(config, batches.device):
-            result = round_.objective(round_.student, batch, 1.0 / config.train_batch_size)
-        result.pred.backward(result.grad)
-        running.add(result.loss.detach(), result.phi)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
-    optimizer.step()
+        with without_exchange(student.network, number < config.gradient_accumulation_steps):
+            with precision(config, batches.device):
+                result = round_.objective(student, batch, 1.0 / config.train_batch_size)
+            result.pred.backward(result.grad)
+        state.running.add(state.update, result.loss.detach(), result.phi)
+    grad_norm = nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm or math.inf)
+    state.optimizer.step()
     return grad_norm
 
 
-def _log(
-    round_: Round, run: RunFolder, running: RunningLoss, update: int, rate: float, grad_norm: Tensor, seconds: float
-) -> float:
-    loss, by_level = running.read()
-    if not math.isfinite(loss):
-        levels = [i for i, value in enumerate(by_level) if value is not None and not math.isfinite(value)]
-        raise FloatingPointError(
-            f"the loss is {loss} by update {update} of round {round_.index} ({round_.label}), in tenths {levels} of "
-            "the noise levels (0 = clean, 9 = noise); try a lower learning_rate, a longer lr_warmup_steps or "
-            "mixed_precision='no' in another output_dir (the last good checkpoint is still here)"
+def _checked_loss(round_: Round, config: LoopConfig, state: RoundState, grad_norm: Tensor) -> LossSummary:
+    """The losses since the last line; FloatingPointError if the weights can no longer be trusted."""
+    loss = state.running.read()
+    if loss.first_bad is not None:
+        window = (state.update - 1) // config.logging_steps * config.logging_steps
+        what = (
+            f"the loss is not finite in update {window + loss.first_bad + 1}, in tenths {loss.bad_levels} of the noise "
+            "levels (0 = clean, 9 = noise)"
         )
-    run.metrics.write(
-        {
-            "event": "update",
-            "round": round_.index,
-            "label": round_.label,
-            "update": update,
-            "loss": loss,
-            "loss_by_noise_level": by_level,
-            "grad_norm": float(grad_norm),
-            "learning_rate": rate,
-            "seconds": round(seconds, 3),
-        }
+    elif not math.isfinite(float(grad_norm)):
+        what = f"the gradient's norm is {float(grad_norm)} in update {state.update}"
+    else:
+        return loss
+    raise FloatingPointError(
+        f"round {round_.index} ({round_.label}): {what}; try a lower learning_rate, a longer lr_warmup_steps, a "
+        "smaller max_grad_norm or mixed_precision='no' in another output_dir (the last good checkpoint is still here)"
     )
-    return loss
 
 
-def _averaged(student: Denoiser, ema: ExponentialMovingAverage) -> Denoiser:
-    network = copy_network(student.network)
-    ema.copy_to(network)
-    return student.with_network(network.eval())
-
-
-def copy_network(network: nn.Module) -> nn.Module:
-    """A deep copy without gradients."""
-    for parameter in network.parameters():
-        parameter.grad = None
-    return copy.deepcopy(network)
-
-
-def _checkpoint(
-    index: int,
-    update: int,
-    network: nn.Module,
-    optimizer: torch.optim.AdamW,
-    ema: ExponentialMovingAverage,
-    running: RunningLoss,
-    run: RunFolder,
-    seconds: float,
-) -> Checkpoint:
-    tensors = {
-        "student": network.state_dict(),
-        "ema": ema.state_dict(),
-        "optimizer": moments(optimizer, network),
+def _line(round_: Round, state: RoundState, loss: LossSummary, grad_norm: Tensor, rate: float) -> dict:
+    return {
+        "event": "update",
+        "round": round_.index,
+        "label": round_.label,
+        "update": state.update,
+        "loss": loss.mean,
+        "loss_by_noise_level": loss.by_level,
+        "grad_norm": float(grad_norm),
+        "learning_rate": rate,
+        "seconds": round(state.seconds, 3),
     }
-    facts = {
-        "metrics_position": run.metrics.position,
-        "running_loss": running.state(),
-        "seconds": seconds,
-        **environment(),
-    }
-    return Checkpoint(index, update, tensors, facts)
-
-
-def _restore(
-    round_: Round,
-    network: nn.Module,
-    optimizer: torch.optim.AdamW,
-    ema: ExponentialMovingAverage,
-    running: RunningLoss,
-    run: RunFolder,
-) -> tuple[int, float]:
-    checkpoint = run.checkpoints.latest()
-    if checkpoint is None or checkpoint.round_index != round_.index:
-        return 0, 0.0
-    network.load_state_dict(checkpoint.tensors["student"])
-    ema.load_state_dict(checkpoint.tensors["ema"])
-    restore_moments(optimizer, network, checkpoint.tensors["optimizer"], checkpoint.update)
-    running.load_state(checkpoint.facts["running_loss"])
-    run.metrics.truncate(checkpoint.facts["metrics_position"])
-    return checkpoint.update, checkpoint.facts["seconds"]

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from progdistill.core.files import write_json_atomic
-from progdistill.training.checkpoint import CheckpointFolder
+from progdistill.core.processes import is_main_process, on_main_process
+from progdistill.training.checkpoint import Checkpoint, CheckpointFolder
 from progdistill.training.config import LoopConfig, fingerprint
 from progdistill.training.metrics_log import MetricsLog
 
 _OWN = ("config.json", "metrics.jsonl", "report.html", "checkpoints", "students", "model", "samples")
+_HALF_WRITTEN = (".tmp-*", ".old-*", ".progdistill-*.tmp")  # of interop.folders and core.files
 
 
 class RunFolder:
@@ -38,10 +40,8 @@ class RunFolder:
 
     def __init__(self, config: LoopConfig, command: str, inputs: dict[str, Any]) -> None:
         self.path = Path(config.output_dir)
-        if config.overwrite and (self.path / "config.json").exists():
-            self._clear()
         description = {"command": command, "inputs": inputs, "settings": fingerprint(config)}
-        self._check_or_write(json.loads(json.dumps(description)))
+        on_main_process(lambda: self._open(json.loads(json.dumps(description)), config.overwrite))
         self.metrics = MetricsLog(self.path / "metrics.jsonl")
         self.checkpoints = CheckpointFolder(self.path / "checkpoints", config.checkpoints_total_limit)
 
@@ -58,15 +58,32 @@ class RunFolder:
         """Where a PNG of samples goes."""
         return self.path / "samples" / f"{name}.png"
 
-    def start_round(self, index: int) -> None:
-        """Forgets what an interrupted attempt without a checkpoint has written of this round."""
+    def resume_round(self, index: int) -> Checkpoint | None:
+        """The newest checkpoint of a round, or None; forgets the lines of metrics.jsonl that will be written again."""
         checkpoint = self.checkpoints.latest()
         if checkpoint is None or checkpoint.round_index != index:
             self.metrics.drop_rounds(index)
+            return None
+        self.metrics.truncate(checkpoint.facts["metrics_position"])
+        return checkpoint
 
     def clear_checkpoints(self) -> None:
         """Removes the checkpoints of a round that is complete."""
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        if is_main_process():
+            self.checkpoints.clear()
+
+    def finish(self) -> None:
+        """Removes what only an unfinished run needs: checkpoints, and what a killed process left half written."""
+        self.clear_checkpoints()
+        if is_main_process():
+            for pattern in _HALF_WRITTEN:
+                for path in [*self.path.glob(pattern), *self.path.glob(f"students/{pattern}")]:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _open(self, description: dict[str, Any], overwrite: bool) -> None:
+        if overwrite and (self.path / "config.json").exists():
+            self._clear()
+        self._check_or_write(description)
 
     def _clear(self) -> None:
         for name in _OWN:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from progdistill.core import CosineSchedule, Denoiser
+from progdistill.core.processes import join_processes, on_main_process
 from progdistill.core.random import Stream, uniform
 from progdistill.data import ImageDataset, open_dataset, to_uint8
 from progdistill.evaluation.compare_round import class_labels_in_turn
@@ -24,7 +25,8 @@ from progdistill.report import image_grid, save_png
 from progdistill.sampling import generate
 from progdistill.training.batches import Batch, BatchSource
 from progdistill.training.config import TrainConfig
-from progdistill.training.loop import Loss, Round, choose_device, run_round
+from progdistill.training.device import choose_device
+from progdistill.training.loop import Loss, Round, run_round
 from progdistill.training.run_folder import RunFolder
 from progdistill.training.run_report import write_run_report
 
@@ -100,12 +102,14 @@ def train(
             network=network if isinstance(network, str) else "",
             **settings,
         )
+    join_processes()
     dataset = open_dataset(data if data is not None else config.data)
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
     student = _new_denoiser(network or config.network, dataset, config).to(device)
     run = RunFolder(config, "train", {"data": dataset.name, "network": _describe(student.network)})
-    if (run.model / "progdistill.json").exists():
+    if on_main_process((run.model / "progdistill.json").exists):
+        run.finish()
         return load(run.model, device=device)
 
     def on_validation(model: Denoiser, update: int) -> None:
@@ -127,10 +131,9 @@ def train(
         dropout=True,
         on_validation=on_validation,
     )
-    run.start_round(0)
     result = run_round(round_, BatchSource(dataset, config, 0, device, config.class_conditional), config, run)
     teacher = result.student
-    on_validation(teacher, config.max_train_steps)
+    on_main_process(lambda: on_validation(teacher, config.max_train_steps))
     run.metrics.write({"event": "round_end", "round": 0, "label": "teacher", "seconds": round(result.seconds, 3)})
     teacher.provenance = {
         "recipe": "train",
@@ -139,10 +142,10 @@ def train(
         "updates": config.max_train_steps,
         "seconds": round(result.seconds, 3),
     }
-    write_run_report(run, "Training a teacher")
+    on_main_process(lambda: write_run_report(run, "Training a teacher"))
     if isinstance(teacher.network, UNet):
-        save(teacher, run.model, raw_state_dict=result.raw_state_dict)
-        run.clear_checkpoints()
+        on_main_process(lambda: save(teacher, run.model, raw_state_dict=result.raw_state_dict))
+        run.finish()
     return teacher
 
 

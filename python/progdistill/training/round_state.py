@@ -1,0 +1,86 @@
+"""All that changes while a round is trained, to and from a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from progdistill.core.processes import process_count
+from progdistill.training.checkpoint import Checkpoint
+from progdistill.training.config import LoopConfig
+from progdistill.training.ema import ExponentialMovingAverage
+from progdistill.training.optimizer import make_optimizer, moments, restore_moments
+from progdistill.training.running_loss import RunningLoss
+
+
+class RoundState:
+    """The student's network, its optimizer and average, the losses since the last line, and the time taken."""
+
+    def __init__(self, network: nn.Module, config: LoopConfig, device: torch.device) -> None:
+        self.network = network
+        self.optimizer = make_optimizer(network, config)
+        self.ema = ExponentialMovingAverage(network, config.ema_decay)
+        self.running = RunningLoss(config.logging_steps, device)
+        self.update = 0
+        self.seconds = 0.0
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def checkpoint(self, round_index: int, metrics_position: int) -> Checkpoint:
+        """Everything, for saving. With several processes each must call this: they add up their losses."""
+        tensors = {
+            "student": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": moments(self.optimizer, self.network),
+            "running_loss": self.running.state(),
+        }
+        facts = {"metrics_position": metrics_position, "seconds": self.seconds, **_environment()}
+        return Checkpoint(round_index, self.update, tensors, facts)
+
+    def restore(self, checkpoint: Checkpoint, *, main_process: bool) -> None:
+        """Puts everything back; the losses since the last line go to the first process."""
+        self.network.load_state_dict(checkpoint.tensors["student"])
+        self.ema.load_state_dict(checkpoint.tensors["ema"])
+        restore_moments(self.optimizer, self.network, checkpoint.tensors["optimizer"], checkpoint.update)
+        if main_process:
+            self.running.load_state(checkpoint.tensors["running_loss"])
+        self.update = checkpoint.update
+        self.seconds = checkpoint.facts["seconds"]
+        changed = {k: (checkpoint.facts.get(k), now) for k, now in _environment().items()}
+        changed = {k: pair for k, pair in changed.items() if pair[0] != pair[1]}
+        if changed and main_process:
+            differences = ", ".join(f"{name} was {before}, is {now}" for name, (before, now) in changed.items())
+            warnings.warn(
+                f"resuming in another environment ({differences}): the result will not equal that of an "
+                "uninterrupted run bit for bit",
+                stacklevel=2,
+            )
+
+    def averaged(self) -> nn.Module:
+        """A copy of the network with the averaged weights, in evaluation mode."""
+        network = copy_network(self.network)
+        self.ema.copy_to(network)
+        return network.eval()
+
+    def raw_state_dict(self) -> dict[str, Tensor]:
+        """A copy of the weights as they were last trained, on the CPU."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+
+
+def copy_network(network: nn.Module) -> nn.Module:
+    """A deep copy without gradients."""
+    for parameter in network.parameters():
+        parameter.grad = None
+    return copy.deepcopy(network)
+
+
+def _environment() -> dict[str, Any]:
+    # What equal bits depend on besides the settings.
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": process_count()}

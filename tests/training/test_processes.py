@@ -1,0 +1,130 @@
+"""Several processes under torchrun: the same training as one process, and one voice."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parent / "two_processes.py"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(processes, *arguments):
+    """Runs a program and returns what it printed; `processes` = 1 runs it without torchrun."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += [str(a) for a in arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def weights(folder):
+    found = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        found |= {f"{path.relative_to(folder)}:{name}": value for name, value in load_file(path).items()}
+    assert len(found) > 100
+    return found
+
+
+def lines(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    output = {
+        "two": start(2, SCRIPT, root / "two", 1),
+        "accumulated": start(1, SCRIPT, root / "accumulated", 2),
+        "whole": start(1, SCRIPT, root / "whole", 1),
+    }
+    return root, output
+
+
+def test_two_processes_equal_one_that_accumulates_two_microbatches(runs):
+    root, _ = runs
+    two, one = weights(root / "two"), weights(root / "accumulated")
+    assert two.keys() == one.keys()
+    assert all(torch.equal(two[name], one[name]) for name in two)
+    for part in ("teacher", "student"):
+        for ours, theirs in zip(lines(root / "two" / part), lines(root / "accumulated" / part), strict=True):
+            if ours["event"] == "update":  # sums of float64 losses in another order; everything else is equal
+                assert losses(ours) == pytest.approx(losses(theirs), rel=1e-12, nan_ok=True)
+            assert ours == theirs
+
+
+def losses(record):
+    return [record.pop("loss"), *(math.nan if x is None else x for x in record.pop("loss_by_noise_level"))]
+
+
+def test_two_processes_equal_the_whole_batch_but_for_rounding(tmp_path):
+    """Without dropout, whose masks depend on the split: sums in another order, 12 + 16 updates of AdamW at 1e-3.
+
+    AdamW divides by the gradient's size, so a rounding difference of 1e-7 in a gradient that is nearly zero may turn a
+    step of up to 1e-3; in the mean the weights must agree to 1e-5.
+    """
+    source = SCRIPT.read_text().replace("dropout=0.1", "dropout=0.0")
+    script = tmp_path / "no_dropout.py"
+    script.write_text(source)
+    start(2, script, tmp_path / "two", 1)
+    start(1, script, tmp_path / "whole", 1)
+    two, whole = weights(tmp_path / "two"), weights(tmp_path / "whole")
+    difference = torch.cat([(two[name] - whole[name]).abs().flatten() for name in two])
+    assert difference.mean() < 1e-5 and difference.max() < 5e-3
+    for ours, theirs in zip(lines(tmp_path / "two" / "teacher"), lines(tmp_path / "whole" / "teacher"), strict=True):
+        if ours["event"] == "update":
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_only_the_first_process_speaks(runs):
+    """One progress bar, one set of files."""
+    root, output = runs
+    assert output["two"].count("teacher:   0%") == output["whole"].count("teacher:   0%") == 1
+    names = lambda folder: sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))  # noqa: E731
+    assert names(root / "two") == names(root / "whole")
+
+
+def test_a_run_of_one_process_goes_on_in_two_and_says_that_bits_differ(runs, tmp_path):
+    root, _ = runs
+    stopped = tmp_path / "run"
+    start(1, SCRIPT, stopped, 1, 9)
+    assert list((stopped / "teacher" / "checkpoints").iterdir())
+    said = start(2, SCRIPT, stopped, 1)
+    assert said.count("processes was 1, is 2") == 1 and "will not equal" in said
+    assert [r.get("update") for r in lines(stopped / "teacher")] == [
+        r.get("update") for r in lines(root / "whole/teacher")
+    ]
+
+
+def test_sampling_is_shared_out(runs, tmp_path):
+    """The images of one process, each made once: as single files, and in one grid."""
+    root, _ = runs
+    model = root / "two" / "student" / "model"
+    command = ("-m", "progdistill", "sample", "--model", model, "--num-images", "11", "--seed", "3", "--output")
+    for output in ("folder", "grid.png"):
+        start(1, *command, tmp_path / "alone" / output)
+        assert start(2, *command, tmp_path / "two" / output).count("11 images in") == 1
+    files = sorted(p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*.png"))
+    assert len(files) == 12
+    for file in files:
+        ours, theirs = (np.asarray(Image.open(tmp_path / who / file), dtype=int) for who in ("two", "alone"))
+        # Pixels agree to 1e-5 whatever the batch; that may be a different rounding to 8 bits.
+        assert abs(ours - theirs).max() <= 1

@@ -1,0 +1,67 @@
+"""What tests/training/test_processes.py starts under torchrun, and once more in a single process.
+
+    torchrun --nproc_per_node=2 tests/training/two_processes.py FOLDER ACCUMULATION [STOP_AT]
+
+Trains a teacher and distils it in FOLDER; with STOP_AT, the teacher's run ends after that many updates.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import progdistill
+from progdistill.core.processes import leave_processes
+from progdistill.nets.config import UNetConfig
+from progdistill.training.running_loss import RunningLoss
+from progdistill.training.stopping import RunInterrupted
+
+NETWORK = UNetConfig(
+    sample_size=8,
+    in_channels=1,
+    out_channels=1,
+    block_out_channels=(8,),
+    down_block_types=("DownBlock2D",),
+    up_block_types=("UpBlock2D",),
+    mid_block_type=None,
+    layers_per_block=1,
+    norm_num_groups=4,
+    dropout=0.1,
+)
+
+
+def main(folder: Path, accumulation: int, stop_at: int | None) -> None:
+    """Both recipes."""
+    torch.set_num_threads(1)
+    images = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
+    common = {"train_batch_size": 8, "gradient_accumulation_steps": accumulation, "device": "cpu", "progress": True}
+    common |= {"ema_decay": 0.9, "learning_rate": 1e-3, "logging_steps": 5, "checkpointing_steps": 4}
+    if stop_at is not None:
+        original = RunningLoss.add
+
+        def add(self, update, loss, phi):
+            original(self, update, loss, phi)
+            if update == stop_at:
+                raise RunInterrupted("in the test")
+
+        RunningLoss.add = add
+    teacher = progdistill.train(
+        images, str(folder / "teacher"), network=NETWORK, max_train_steps=12, lr_warmup_steps=2, **common
+    )
+    progdistill.distill(
+        teacher,
+        rounds=2,
+        data=images,
+        output_dir=str(folder / "student"),
+        updates_per_round=8,
+        validation_images=4,
+        **common,
+    )
+    leave_processes()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)
