@@ -16,6 +16,7 @@ COMMANDS = {
     "distill": "distil a teacher round by round (Algorithm 2)",
     "sample": "generate images with a teacher or student",
     "evaluate": "Frechet distance of a model against a data set, by step count",
+    "runs": "list the runs below a folder with their state",
     "doctor": "what was built, what is used where, and how to mend what is missing",
 }
 

@@ -87,12 +87,12 @@ class Section:
     blocks: Sequence[Block]
 
 
-def html_page(title: str, sections: Sequence[Section]) -> str:
+def html_page(title: str, sections: Sequence[Section], *, refresh_seconds: int | None = None) -> str:
     """One HTML5 document that needs no other file: style inline, charts as inline SVG, pictures as base64
     PNG.
 
     All text is escaped. It is readable on light and dark screens and follows the system's choice. Write it
-    with `progdistill.core.files.write_text_atomic`.
+    with `progdistill.core.files.write_text_atomic`. With `refresh_seconds` a browser loads it again by itself.
 
     Raises ValueError for a table whose rows do not fit its header and for SVG that is malformed, holds
     scripts or event handlers, or refers to anything outside; TypeError for a block of another type.
@@ -101,10 +101,12 @@ def html_page(title: str, sections: Sequence[Section]) -> str:
         f"<section><h2>{_escaped(section.heading)}</h2>\n{''.join(map(_block, section.blocks))}</section>\n"
         for section in sections
     )
+    refresh = "" if refresh_seconds is None else f'<meta http-equiv="refresh" content="{refresh_seconds}">\n'
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{refresh}"
         f"<title>{_escaped(title)}</title>\n<style>{_STYLE}</style></head>\n"
         f"<body><h1>{_escaped(title)}</h1>\n{body}</body></html>\n"
     )

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from progdistill.ops.names import canonical_weighting
+from progdistill.training.trackers import TRACKERS
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -59,6 +60,8 @@ class LoopConfig(RunConfig):
     """Checkpoints that are kept, at least 2."""
     validation_steps: int = 0
     """Updates between two sample grids; 0: only at the end of a round."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also log to TensorBoard (output_dir/logs) or Weights & Biases; metrics.jsonl is always written."""
     overwrite: bool = False
     """Start anew where a run already is, instead of resuming it."""
     progress: bool = True
@@ -81,6 +84,9 @@ class LoopConfig(RunConfig):
             raise ValueError("learning_rate, lr_warmup_steps, max_grad_norm and validation_steps are not negative")
         if self.checkpoints_total_limit < 2:
             raise ValueError(f"checkpoints_total_limit is {self.checkpoints_total_limit}; at least 2 are kept")
+        self.report_to = tuple(self.report_to)
+        if unknown := set(self.report_to) - set(TRACKERS):
+            raise ValueError(f"report_to names {sorted(unknown)}; allowed: {', '.join(TRACKERS)}")
         if self.lr_scheduler not in ("constant", "linear"):
             raise ValueError(f"unknown lr_scheduler {self.lr_scheduler!r}; use constant or linear")
 
@@ -189,6 +195,7 @@ class DistillConfig(LoopConfig, RoundsConfig):
 def fingerprint(config: LoopConfig) -> dict[str, Any]:
     """The settings that decide a run's result, JSON-ready; a resumed run must have the same."""
     free = {"output_dir", "overwrite", "progress", "checkpoints_total_limit", "checkpointing_steps", "device"}
+    free.add("report_to")
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
     if "updates_at" in fields:
         fields["updates_at"] = {str(k): v for k, v in fields["updates_at"].items()}

@@ -15,12 +15,13 @@ from progdistill.evaluation import compare_round
 from progdistill.interop import load, save
 from progdistill.nets.unet import UNet
 from progdistill.ops import ddim_step, diffuse, distillation_loss_and_grad, normal
-from progdistill.report import labelled_rows, save_png
+from progdistill.report import labelled_rows
 from progdistill.training.batches import Batch, BatchSource
 from progdistill.training.config import DistillConfig
 from progdistill.training.device import choose_device
 from progdistill.training.keep import is_kept, keep, recall, with_students
 from progdistill.training.loop import Loss, Round, RoundResult, run_round
+from progdistill.training.progress import Plan
 from progdistill.training.round_state import copy_network
 from progdistill.training.run_folder import RunFolder
 from progdistill.training.run_report import write_run_report
@@ -119,20 +120,22 @@ def distill(
             f"{dataset.name} has images of shape {tuple(dataset.shape)}, the teacher makes {teacher.sample_shape}; "
             "use the data it was trained on"
         )
-    run = RunFolder(config, "distill", {"data": dataset.name, "teacher": teacher.provenance})
+    inputs = {"data": dataset.name, "teacher": teacher.provenance}
+    plan = Plan([config.updates_for(steps) for steps in config.student_steps])
+    title = f"Distilling {config.teacher_steps} steps to {config.end_steps}"
+    run = RunFolder(config, "distill", inputs, plan, title)
     for index, steps in enumerate(config.student_steps):
         if on_main_process(partial(is_kept, run.student(steps))):
             teacher = recall(run.student(steps), teacher, steps)
         else:
             batches = BatchSource(dataset, config, index, device, teacher.num_classes is not None)
             teacher = _distill_round(index, steps, teacher, batches, config, run)
-    title = f"Distilling {config.teacher_steps} steps to {config.end_steps}"
-    on_main_process(lambda: write_run_report(run, title))
     others = {n: run.student(n) for n in config.student_steps if n != config.end_steps}
     if isinstance(teacher.network, UNet):
         siblings = {n: f"../students/{path.name}" for n, path in others.items()}
         on_main_process(lambda: save(teacher, run.model, students=siblings))
     run.finish()
+    on_main_process(lambda: write_run_report(run))
     return with_students(teacher, others)
 
 
@@ -146,7 +149,7 @@ def _distill_round(
         comparison = compare_round(model, teacher, steps, config.validation_images)
         rows = [(name, to_uint8(images[:GRID_COLUMNS])) for name, images in comparison.rows()]
         if teacher.sample_shape[0] in (1, 3):
-            save_png(labelled_rows(rows), run.sample_grid(f"steps-{steps:04d}-update-{update:07d}"))
+            run.save_grid(labelled_rows(rows), f"steps-{steps:04d}-update-{update:07d}", index, update)
         return comparison.record()
 
     updates = config.updates_for(steps)
@@ -161,7 +164,7 @@ def _distill_round(
     )
     result: RoundResult = run_round(round_, batches, config, run)
     comparison = on_main_process(lambda: on_validation(result.student, updates))
-    run.metrics.write(
+    run.write(
         {
             "event": "round_end",
             "round": index,

@@ -1,4 +1,4 @@
-"""Keeping every student of a run, whatever its network is."""
+"""Keeping the teacher or every student of a run, whatever its network is."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _MARK = "progdistill.json"
 _WEIGHTS = {"ema": "network.safetensors", "raw": "network_raw.safetensors"}
 
 
-def keep(student: Denoiser, folder: Path, raw_state_dict: dict[str, Tensor], siblings: dict[int, str]) -> None:
-    """Writes a student: a model folder for a `UNet`, the bare weights for a network of the user's own.
+def keep(
+    student: Denoiser, folder: Path, raw_state_dict: dict[str, Tensor], siblings: dict[int, str] | None = None
+) -> None:
+    """Writes a model: a model folder for a `UNet`, the bare weights for a network of the user's own.
 
-    `progdistill.json` is written last (or with the whole folder at once): where it is, the student is complete.
+    `progdistill.json` is written last (or with the whole folder at once): where it is, the model is complete.
     """
     if isinstance(student.network, UNet):
-        save(student, folder, raw_state_dict=raw_state_dict, students=siblings)
+        save(student, folder, raw_state_dict=raw_state_dict, students=siblings or {})
         return
     for name, state in (("ema", student.network.state_dict()), ("raw", raw_state_dict)):
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -35,17 +37,17 @@ def keep(student: Denoiser, folder: Path, raw_state_dict: dict[str, Tensor], sib
 
 
 def is_kept(folder: Path) -> bool:
-    """Whether a complete student is there."""
+    """Whether a complete model is there."""
     return (folder / _MARK).exists()
 
 
-def recall(folder: Path, like: Denoiser, steps: int) -> Denoiser:
-    """Reads a student back; for a network of the user's own into a copy of `like`'s."""
+def recall(folder: Path, like: Denoiser, steps: int | None) -> Denoiser:
+    """Reads a student for `steps` steps, or a teacher (None); for a user's own network into a copy of `like`'s."""
     if isinstance(like.network, UNet):
         return load(folder, device=like.device)
     network = copy_network(like.network)
     network.load_state_dict(load_file(folder / _WEIGHTS["ema"]))
-    student = like.with_network(network.eval(), valid_steps=(steps,))
+    student = like.with_network(network.eval(), valid_steps=None if steps is None else (steps,))
     student.provenance = json.loads((folder / _MARK).read_text())["provenance"]
     return student
 

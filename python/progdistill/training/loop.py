@@ -20,9 +20,11 @@ from progdistill.training.batches import Batch, BatchSource
 from progdistill.training.config import LoopConfig
 from progdistill.training.device import precision
 from progdistill.training.optimizer import learning_rate, set_learning_rate
+from progdistill.training.progress import duration
 from progdistill.training.replicas import replicated, without_exchange
 from progdistill.training.round_state import RoundState
 from progdistill.training.run_folder import RunFolder
+from progdistill.training.run_report import renew_run_report
 from progdistill.training.running_loss import LossSummary
 from progdistill.training.stopping import RunInterrupted, StopRequest
 
@@ -78,79 +80,116 @@ def run_round(round_: Round, batches: BatchSource, config: LoopConfig, run: RunF
         FloatingPointError: the loss is not finite; nothing is saved over the last good checkpoint.
         OSError: a checkpoint could not be written; those before it are as they were.
     """
-    network = round_.student.network.train(round_.dropout)
-    device = batches.device
-    state = RoundState(network, config, device)
-    checkpoint = run.resume_round(round_.index)
-    if checkpoint is not None:
-        state.restore(checkpoint, main_process=is_main_process())
-    student = round_.student.with_network(replicated(network, device))
-    started = time.perf_counter() - state.seconds
-
-    def save() -> None:
-        state.seconds = time.perf_counter() - started
-        saved = state.checkpoint(round_.index, run.metrics.position)
-        on_main_process(lambda: run.checkpoints.save(saved))
-
-    visible = config.progress and is_main_process()
-    bar = tqdm(initial=state.update, total=round_.updates, desc=round_.label, disable=not visible, leave=False)
-    generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with StopRequest() as stop, bar, generators:
-        while state.update < round_.updates:
-            if stop.pending():
-                _stop(round_, state, save, run)
-            rate = learning_rate(config, state.update, round_.updates)
-            set_learning_rate(state.optimizer, rate)
-            grad_norm = _update(round_, student, batches, config, state)
-            state.update += 1
-            state.ema.update(network, state.update)
-            bar.update()
-            last = state.update == round_.updates
-            saving = state.update % config.checkpointing_steps == 0 and not last
-            logging = last or state.update % config.logging_steps == 0
-            if saving or logging:
-                loss = _checked_loss(round_, config, state, grad_norm)
-                bar.set_postfix(loss=f"{loss.mean:.4g}", refresh=False)
-            if logging:
-                state.seconds = time.perf_counter() - started
-                run.metrics.write(_line(round_, state, loss, grad_norm, rate))
-                state.running.clear()
-            if not last and config.validation_steps and state.update % config.validation_steps == 0:
-                averaged = round_.student.with_network(state.averaged())
-                on_main_process(partial(round_.on_validation, averaged, state.update))
-            if saving:
-                save()
-    state.seconds = time.perf_counter() - started
-    return RoundResult(round_.student.with_network(state.averaged()), state.raw_state_dict(), state.seconds)
+    try:
+        return _RoundInProgress(round_, batches, config, run).to_its_end()
+    except (RunInterrupted, KeyboardInterrupt) as interruption:
+        run.progress.end("interrupted", str(interruption) or "by the keyboard")
+        raise
+    except Exception as error:
+        run.progress.end("failed", str(error))
+        raise
 
 
-def _stop(round_: Round, state: RoundState, save: Callable[[], None], run: RunFolder) -> None:
-    if state.update:
-        save()
-    message = (
-        f"stopped by SIGTERM after update {state.update} of {round_.updates} of round {round_.index} "
-        f"({round_.label}); saved in {run.path}: the same command resumes"
-    )
-    if is_main_process():
-        print(message, flush=True)
-    raise RunInterrupted(message)
+class _RoundInProgress:
+    def __init__(self, round_: Round, batches: BatchSource, config: LoopConfig, run: RunFolder) -> None:
+        self.round = round_
+        self.batches = batches
+        self.config = config
+        self.run = run
+        network = round_.student.network.train(round_.dropout)
+        self.state = RoundState(network, config, batches.device)
+        checkpoint = run.resume_round(round_.index)
+        if checkpoint is not None:
+            self.state.restore(checkpoint, main_process=is_main_process())
+        self.student = round_.student.with_network(replicated(network, batches.device))
+        self.started = time.perf_counter() - self.state.seconds
+        run.progress.update(round_.index, round_.label, self.state.update, None)
 
+    def to_its_end(self) -> RoundResult:
+        round_, state, config = self.round, self.state, self.config
+        visible = config.progress and is_main_process()
+        bar = tqdm(initial=state.update, total=round_.updates, desc=round_.label, disable=not visible, leave=False)
+        generators = torch.random.fork_rng(devices=[self.batches.device] if self.batches.device.type == "cuda" else [])
+        with StopRequest() as stop, bar, generators:
+            while state.update < round_.updates:
+                if stop.pending():
+                    self.stop()
+                rate = learning_rate(config, state.update, round_.updates)
+                grad_norm = self.one_update(rate)
+                bar.update()
+                last = state.update == round_.updates
+                saving = state.update % config.checkpointing_steps == 0 and not last
+                logging = state.update % config.logging_steps == 0 or last
+                if saving or logging:
+                    loss = _checked_loss(round_, config, state, grad_norm)
+                if logging:
+                    bar.set_postfix_str(self.log(loss, grad_norm, rate), refresh=False)
+                if config.validation_steps and state.update % config.validation_steps == 0 and not last:
+                    averaged = round_.student.with_network(state.averaged())
+                    on_main_process(partial(round_.on_validation, averaged, state.update))
+                if saving:
+                    self.save()
+        state.seconds = time.perf_counter() - self.started
+        return RoundResult(round_.student.with_network(state.averaged()), state.raw_state_dict(), state.seconds)
 
-def _update(round_: Round, student: Denoiser, batches: BatchSource, config: LoopConfig, state: RoundState) -> Tensor:
-    state.optimizer.zero_grad(set_to_none=True)
-    parts = batches.microbatches(state.update)
-    for number, batch in enumerate(parts, start=1):
-        if round_.dropout:
-            key = torch.tensor([config.seed]), batch.number
-            torch.manual_seed(int(integers(*key, Stream.DROPOUT, 2**31 - 1)))
-        with without_exchange(student.network, number < config.gradient_accumulation_steps):
-            with precision(config, batches.device):
-                result = round_.objective(student, batch, 1.0 / config.train_batch_size)
-            result.pred.backward(result.grad)
-        state.running.add(state.update, result.loss.detach(), result.phi)
-    grad_norm = nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm or math.inf)
-    state.optimizer.step()
-    return grad_norm
+    def one_update(self, rate: float) -> Tensor:
+        """Returns the gradient's norm."""
+        state, config = self.state, self.config
+        set_learning_rate(state.optimizer, rate)
+        state.optimizer.zero_grad(set_to_none=True)
+        for part, batch in enumerate(self.batches.microbatches(state.update), start=1):
+            if self.round.dropout:
+                key = torch.tensor([config.seed]), batch.number
+                torch.manual_seed(int(integers(*key, Stream.DROPOUT, 2**31 - 1)))
+            with without_exchange(self.student.network, part < config.gradient_accumulation_steps):
+                with precision(config, self.batches.device):
+                    result = self.round.objective(self.student, batch, 1.0 / config.train_batch_size)
+                result.pred.backward(result.grad)
+            state.running.add(state.update, result.loss.detach(), result.phi)
+        grad_norm = nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm or math.inf)
+        state.optimizer.step()
+        state.update += 1
+        state.ema.update(state.network, state.update)
+        return grad_norm
+
+    def log(self, loss: LossSummary, grad_norm: Tensor, rate: float) -> str:
+        """Writes a line; returns what the progress bar says."""
+        round_, state = self.round, self.state
+        state.seconds = time.perf_counter() - self.started
+        self.run.write(
+            {
+                "event": "update",
+                "round": round_.index,
+                "label": round_.label,
+                "update": state.update,
+                "loss": loss.mean,
+                "loss_by_noise_level": loss.by_level,
+                "grad_norm": float(grad_norm),
+                "learning_rate": rate,
+                "seconds": round(state.seconds, 3),
+            }
+        )
+        state.running.clear()
+        left = self.run.progress.update(round_.index, round_.label, state.update, loss.mean)
+        renew_run_report(self.run)
+        return f"loss {loss.mean:.4g}" + ("" if left is None else f", {duration(left)} left in all")
+
+    def save(self) -> None:
+        self.state.seconds = time.perf_counter() - self.started
+        checkpoint = self.state.checkpoint(self.round.index, self.run.metrics.position)
+        on_main_process(lambda: self.run.checkpoints.save(checkpoint))
+
+    def stop(self) -> None:
+        round_, state = self.round, self.state
+        if state.update:
+            self.save()
+        message = (
+            f"stopped by SIGTERM after update {state.update} of {round_.updates} of round {round_.index} "
+            f"({round_.label}); saved in {self.run.path}: the same command resumes"
+        )
+        if is_main_process():
+            print(message, flush=True)
+        raise RunInterrupted(message)
 
 
 def _checked_loss(round_: Round, config: LoopConfig, state: RoundState, grad_norm: Tensor) -> LossSummary:
@@ -170,17 +209,3 @@ def _checked_loss(round_: Round, config: LoopConfig, state: RoundState, grad_nor
         f"round {round_.index} ({round_.label}): {what}; try a lower learning_rate, a longer lr_warmup_steps, a "
         "smaller max_grad_norm or mixed_precision='no' in another output_dir (the last good checkpoint is still here)"
     )
-
-
-def _line(round_: Round, state: RoundState, loss: LossSummary, grad_norm: Tensor, rate: float) -> dict:
-    return {
-        "event": "update",
-        "round": round_.index,
-        "label": round_.label,
-        "update": state.update,
-        "loss": loss.mean,
-        "loss_by_noise_level": loss.by_level,
-        "grad_norm": float(grad_norm),
-        "learning_rate": rate,
-        "seconds": round(state.seconds, 3),
-    }

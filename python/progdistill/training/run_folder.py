@@ -6,23 +6,32 @@ checkpoints/     the newest states of the round in progress
 students/        steps-0512/, steps-0256/, ... every student as a model folder (distillation)
 model/           the result
 samples/         PNG grids
-report.html      the run at a glance
+status.json      how far the run is, and whether it ended well
+logs/            TensorBoard's files, if asked for
+report.html      the run at a glance, renewed while it goes on
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from progdistill.core.files import write_json_atomic
 from progdistill.core.processes import is_main_process, on_main_process
+from progdistill.report import save_png
 from progdistill.training.checkpoint import Checkpoint, CheckpointFolder
 from progdistill.training.config import LoopConfig, fingerprint
 from progdistill.training.metrics_log import MetricsLog
+from progdistill.training.progress import Plan, RunProgress
+from progdistill.training.trackers import Tracker, open_trackers, require_trackers
 
 _OWN = ("config.json", "metrics.jsonl", "report.html", "checkpoints", "students", "model", "samples")
+_OWN += ("status.json", "logs", "wandb", "wandb-id.txt")
 _HALF_WRITTEN = (".tmp-*", ".old-*", ".progdistill-*.tmp")  # of interop.folders and core.files
 
 
@@ -33,17 +42,27 @@ class RunFolder:
         config: its settings; `output_dir` is the folder.
         command: "train" or "distill".
         inputs: JSON-ready facts about data and teacher that a resumed run must share.
+        plan: the updates of each round.
+        title: of its report.
 
     Raises:
+        ImportError: the package of a tracker in `config.report_to` is missing.
         ValueError: the folder holds a run with other settings (they are listed), or something else.
     """
 
-    def __init__(self, config: LoopConfig, command: str, inputs: dict[str, Any]) -> None:
+    def __init__(self, config: LoopConfig, command: str, inputs: dict[str, Any], plan: Plan, title: str) -> None:
+        require_trackers(config.report_to)
         self.path = Path(config.output_dir)
+        self.title = title
+        self.report_time = -math.inf
         description = {"command": command, "inputs": inputs, "settings": fingerprint(config)}
         on_main_process(lambda: self._open(json.loads(json.dumps(description)), config.overwrite))
         self.metrics = MetricsLog(self.path / "metrics.jsonl")
         self.checkpoints = CheckpointFolder(self.path / "checkpoints", config.checkpoints_total_limit)
+        self.progress = RunProgress(self.path, plan)
+        self._report_to = config.report_to
+        self._settings = description["settings"]
+        self._trackers: list[Tracker] | None = None
 
     def student(self, steps: int) -> Path:
         """Where the student for a step count is kept."""
@@ -54,9 +73,28 @@ class RunFolder:
         """Where the result is kept."""
         return self.path / "model"
 
-    def sample_grid(self, name: str) -> Path:
-        """Where a PNG of samples goes."""
-        return self.path / "samples" / f"{name}.png"
+    def save_grid(self, image: Image.Image, name: str, round_index: int, update: int) -> None:
+        """Keeps a picture of samples as samples/NAME.png, and shows it to the trackers."""
+        save_png(image, self.path / "samples" / f"{name}.png")
+        for tracker in self._open_trackers(round_index, update):
+            tracker.picture("samples", image, self.progress.plan.before(round_index) + update)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Adds a line to metrics.jsonl, and its numbers to the trackers' curves."""
+        self.metrics.write(record)
+        update = record.get("update", record.get("updates", 0))
+        if not is_main_process():
+            return
+        for tracker in self._open_trackers(record["round"], update):
+            values = {f"{record['label']}/{k}": v for k, v in record.items() if _is_curve(k, v)}
+            tracker.scalars(values, self.progress.plan.before(record["round"]) + update)
+
+    def _open_trackers(self, round_index: int, update: int) -> list[Tracker]:
+        # Not before the first thing to say: only then it is known where a resumed run goes on.
+        if self._trackers is None:
+            first = self.progress.plan.before(round_index) + update
+            self._trackers = open_trackers(self._report_to, self.path, self._settings, first)
+        return self._trackers
 
     def resume_round(self, index: int) -> Checkpoint | None:
         """The newest checkpoint of a round, or None; forgets the lines of metrics.jsonl that will be written again."""
@@ -73,7 +111,10 @@ class RunFolder:
             self.checkpoints.clear()
 
     def finish(self) -> None:
-        """Removes what only an unfinished run needs: checkpoints, and what a killed process left half written."""
+        """Notes the end, and removes what only an unfinished run needs, or a killed process left half written."""
+        for tracker in self._trackers or ():
+            tracker.close()
+        self.progress.end("finished")
         self.clear_checkpoints()
         if is_main_process():
             for pattern in _HALF_WRITTEN:
@@ -110,6 +151,10 @@ class RunFolder:
                 f"{self.path} holds a run with other settings: {_differences(before, description)}; use the same "
                 "settings to resume it, another --output-dir, or --overwrite to start anew"
             )
+
+
+def _is_curve(name: str, value: Any) -> bool:
+    return isinstance(value, int | float) and name not in ("round", "update", "updates", "steps")
 
 
 def _differences(before: Any, now: Any, place: str = "") -> str:

@@ -1,15 +1,21 @@
-"""The page at the end of a run: loss curves, rounds, pictures, timings."""
+"""The page of a run: loss curves, rounds, pictures; written as it goes on, and at its end."""
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from progdistill.core.files import write_text_atomic
-from progdistill.report import Png, Section, Series, Svg, Table, html_page, line_chart
+from progdistill.core.processes import is_main_process
+from progdistill.report import Png, Preformatted, Section, Series, Svg, Table, html_page, line_chart
 from progdistill.training.run_folder import RunFolder
+
+RENEWAL_SECONDS = 60
+PICTURES = 24
 
 
 def loss_chart(records: list[dict[str, Any]]) -> str:
@@ -37,10 +43,12 @@ def round_table(records: list[dict[str, Any]]) -> Table:
     return Table(rows)
 
 
-def write_run_report(run: RunFolder, title: str) -> None:
-    """Writes report.html beside the run's other files."""
+def write_run_report(run: RunFolder, *, running: bool = False) -> None:
+    """Writes report.html beside the run's other files; while the run goes on, browsers load it again by themselves."""
     records = run.metrics.records()
+    pictures = sorted((run.path / "samples").glob("*.png"), key=lambda path: path.stat().st_mtime)
     sections = [
+        Section("State", [Preformatted(json.dumps(run.progress.facts, indent=2))]),
         Section(
             "Rounds",
             [
@@ -50,9 +58,18 @@ def write_run_report(run: RunFolder, title: str) -> None:
             ],
         ),
         Section("Loss", [Svg(loss_chart(records))]),
-        Section("Samples", [_picture(path) for path in sorted((run.path / "samples").glob("*.png"))]),
+        Section("Samples", [_picture(path) for path in pictures[-PICTURES:]]),
     ]
-    write_text_atomic(run.path / "report.html", html_page(title, sections))
+    refresh = RENEWAL_SECONDS if running else None
+    write_text_atomic(run.path / "report.html", html_page(run.title, sections, refresh_seconds=refresh))
+
+
+def renew_run_report(run: RunFolder) -> None:
+    """Writes the report of a run that goes on, once a minute at most."""
+    now = time.monotonic()
+    if is_main_process() and now - run.report_time > RENEWAL_SECONDS:
+        write_run_report(run, running=True)
+        run.report_time = now
 
 
 def _picture(path: Path) -> Png:

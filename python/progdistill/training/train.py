@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,19 @@ from progdistill.core.processes import join_processes, on_main_process
 from progdistill.core.random import Stream, uniform
 from progdistill.data import ImageDataset, open_dataset, to_uint8
 from progdistill.evaluation.compare_round import class_labels_in_turn
-from progdistill.interop import load, save
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.presets import PRESETS, preset
 from progdistill.nets.unet import UNet
 from progdistill.ops import diffuse, normal, prediction_loss_and_grad
 from progdistill.ops.names import canonical_prediction_type, heads
-from progdistill.report import image_grid, save_png
+from progdistill.report import image_grid
 from progdistill.sampling import generate
 from progdistill.training.batches import Batch, BatchSource
 from progdistill.training.config import TrainConfig
 from progdistill.training.device import choose_device
+from progdistill.training.keep import is_kept, keep, recall
 from progdistill.training.loop import Loss, Round, run_round
+from progdistill.training.progress import Plan
 from progdistill.training.run_folder import RunFolder
 from progdistill.training.run_report import write_run_report
 
@@ -89,8 +91,8 @@ def train(
         settings: fields of `TrainConfig`.
 
     Returns:
-        The teacher with its averaged weights, as saved in output_dir/model (networks other than `UNet` cannot be
-        saved as a folder: they are returned only).
+        The teacher with its averaged weights, as kept in output_dir/model: a model folder for a `UNet`, the bare
+        weights (safetensors) for a module of the caller's.
 
     Raises:
         ValueError: settings that contradict each other, the data or an earlier run in output_dir.
@@ -107,10 +109,11 @@ def train(
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
     student = _new_denoiser(network or config.network, dataset, config).to(device)
-    run = RunFolder(config, "train", {"data": dataset.name, "network": _describe(student.network)})
-    if on_main_process((run.model / "progdistill.json").exists):
+    inputs = {"data": dataset.name, "network": _describe(student.network)}
+    run = RunFolder(config, "train", inputs, Plan([config.max_train_steps]), "Training a teacher")
+    if on_main_process(partial(is_kept, run.model)):
         run.finish()
-        return load(run.model, device=device)
+        return recall(run.model, student, None)
 
     def on_validation(model: Denoiser, update: int) -> None:
         images = generate(
@@ -120,7 +123,7 @@ def train(
             class_labels=class_labels_in_turn(model, VALIDATION_IMAGES),
         )
         if images.shape[1] in (1, 3):
-            save_png(image_grid(to_uint8(images.cpu()), columns=8), run.sample_grid(f"update-{update:07d}"))
+            run.save_grid(image_grid(to_uint8(images.cpu()), columns=8), f"update-{update:07d}", 0, update)
 
     round_ = Round(
         index=0,
@@ -134,7 +137,7 @@ def train(
     result = run_round(round_, BatchSource(dataset, config, 0, device, config.class_conditional), config, run)
     teacher = result.student
     on_main_process(lambda: on_validation(teacher, config.max_train_steps))
-    run.metrics.write({"event": "round_end", "round": 0, "label": "teacher", "seconds": round(result.seconds, 3)})
+    run.write({"event": "round_end", "round": 0, "label": "teacher", "seconds": round(result.seconds, 3)})
     teacher.provenance = {
         "recipe": "train",
         "data": dataset.name,
@@ -142,10 +145,9 @@ def train(
         "updates": config.max_train_steps,
         "seconds": round(result.seconds, 3),
     }
-    on_main_process(lambda: write_run_report(run, "Training a teacher"))
-    if isinstance(teacher.network, UNet):
-        on_main_process(lambda: save(teacher, run.model, raw_state_dict=result.raw_state_dict))
-        run.finish()
+    on_main_process(lambda: keep(teacher, run.model, result.raw_state_dict))
+    run.finish()
+    on_main_process(lambda: write_run_report(run))
     return teacher
 
 
