@@ -148,9 +148,9 @@ def test_bad_input_is_named(module, reference) -> None:
 
 
 # 50,000 x 2048: vectors 400 MB, the reference's the same, statistics 4 x 2048^2 x 8 = 134 MB, blocks of the kernel and
-# the neighbours 160 MB; measured 1.4 GB with torch and the projections. Here 1/500 of the work: 6,000 x 512 are 12.3 MB a set and 2 MB a
-# statistics matrix; blocks of 1024 x 4096 and their rows and columns in float64 take 54 MB, and selecting in them as
-# much again. Held images would be 74 MB a set, all pairs at once 6,000^2 x 8 = 288 MB.
+# the neighbours 160 MB; measured once, 1.4 GB with torch and the projections. Here 1/500 of the work: 6,000 x 512 are
+# 12.3 MB a set and 2 MB a statistics matrix; blocks of 1024 x 4096 and their rows and columns in float64 take 54 MB,
+# and selecting in them as much again. Held images would be 74 MB a set, all pairs at once 6,000^2 x 8 = 288 MB.
 _CHILD = """
 import torch
 from progdistill.metrics import FeatureBank, density_coverage
