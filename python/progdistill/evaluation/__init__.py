@@ -1,6 +1,17 @@
 """Comparing models: rounds against their teachers, and quality against step counts."""
 
 from progdistill.evaluation.compare_round import RoundComparison, any_steps, compare_round
-from progdistill.evaluation.quality import Quality, QualityMeter
+from progdistill.evaluation.quality import Quality, QualityMeter, features_of_seeds
+from progdistill.evaluation.reference import add_dataset, measure_dataset, reference_statistics
 
-__all__ = ["Quality", "QualityMeter", "RoundComparison", "any_steps", "compare_round"]
+__all__ = [
+    "Quality",
+    "QualityMeter",
+    "RoundComparison",
+    "add_dataset",
+    "any_steps",
+    "compare_round",
+    "features_of_seeds",
+    "measure_dataset",
+    "reference_statistics",
+]

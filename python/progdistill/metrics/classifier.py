@@ -7,7 +7,7 @@ import os
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -76,8 +76,13 @@ class FeatureClassifier(nn.Module):
 
         It is not an FID: that name belongs to Inception's features.
         """
+        return f"Frechet distance ({self.features_name})"
+
+    @property
+    def features_name(self) -> str:
+        """The name of the features: "digits classifier features"."""
         kind = "rotation classifier" if self.rotations else "classifier"
-        return f"Frechet distance ({' '.join(filter(None, (self.data_name, kind)))} features)"
+        return " ".join(filter(None, (self.data_name, kind, "features")))
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, 64) of uint8 images (B, C, H, W).
@@ -97,7 +102,12 @@ class FeatureClassifier(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Class scores (B, num_classes) before the softmax; arguments and errors as in `forward`."""
-        return self.classes(self(images))
+        return self.features_and_logits(images)[1]
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both in one pass; arguments and errors as in `forward`."""
+        features = self(images)
+        return features, self.classes(features)
 
 
 def train_classifier(
@@ -179,8 +189,11 @@ def load_classifier(path: str | os.PathLike[str]) -> FeatureClassifier:
     The random generators are left alone. Raises FileNotFoundError, or ValueError if the file holds something
     else.
     """
-    with safe_open(path, framework="pt") as file:
-        config = (file.metadata() or {}).get(_METADATA_KEY)
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = (file.metadata() or {}).get(_METADATA_KEY)
+    except SafetensorError as error:
+        raise ValueError(f"{os.fspath(path)} is no safetensors file ({error}): name another, or save it anew") from None
     if config is None:
         raise ValueError(f"{os.fspath(path)} has no {_METADATA_KEY!r} metadata: it was not written by save_classifier")
     with torch.device("meta"):

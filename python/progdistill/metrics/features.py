@@ -1,15 +1,64 @@
-"""Runs a feature network over a set of images."""
+"""What a feature network is, and how one runs over a set of images."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from itertools import chain
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from progdistill.core.modes import evaluating
 from progdistill.metrics.frechet import GaussianStatistics
+
+
+class FeatureModule(Protocol):
+    """What the metrics measure images with: an `nn.Module` that maps uint8 images to feature vectors.
+
+    Only the call is required: uint8 (B, C, H, W) in [0, 255] to floating point (B, F) or (B, F, 1, 1), an image's
+    features depending on that image alone. That is torchmetrics' convention of a custom feature extractor. Optional:
+
+    num_features: F.
+    features_name: names the features in reports, "digits classifier features"; default: the class's name.
+    description: names the Frechet distance in them; "FID" for Inception's features alone.
+    features_and_logits(images): (features (B, F), logits (B, K)), for the Inception score's formula.
+    fingerprint: identifies the weights; default: a hash of the state dict.
+    """
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class PixelFeatures(nn.Module):
+    """The pixels themselves, in [-1, 1], as features (B, C H W): for the sliced Wasserstein distance of images."""
+
+    features_name = "pixels"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (B, C H W) of uint8 images (B, C, H, W)."""
+        require_uint8_images(images)
+        return images.flatten(1).float() / 127.5 - 1
+
+
+def features_name(module: nn.Module) -> str:
+    """How reports name the module's features."""
+    return getattr(module, "features_name", None) or f"{type(module).__name__} features"
+
+
+def features_fingerprint(module: nn.Module) -> str:
+    """Identifies a feature module: its own `fingerprint`, or 32 hex digits of SHA-256 over its class and state dict.
+
+    Two modules without parameters and buffers are told apart by their class only.
+    """
+    own = getattr(module, "fingerprint", None)
+    if own is not None:
+        return own
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
 
 
 def extract_features(
@@ -26,7 +75,9 @@ def extract_features(
     Raises TypeError if the images are not uint8 or the module does not return a floating-point tensor,
     ValueError for other shapes than these or batch_size < 1.
     """
-    return torch.cat(list(_feature_batches(module, images, batch_size, device)))
+    return torch.cat(
+        [features for features, _ in feature_batches(module, images, batch_size=batch_size, device=device)]
+    )
 
 
 def statistics_of(
@@ -37,7 +88,7 @@ def statistics_of(
     The feature vectors are never held all at once. ValueError also if a feature is not finite.
     """
     statistics: GaussianStatistics | None = None
-    for features in _feature_batches(module, images, batch_size, device):
+    for features, _ in feature_batches(module, images, batch_size=batch_size, device=device):
         if statistics is None:
             statistics = GaussianStatistics(features.shape[1])
         statistics.update(features)
@@ -57,23 +108,38 @@ def require_uint8_images(images: Tensor) -> None:
         raise ValueError(f"images must have the shape (N, C, H, W) without empty axes, got {tuple(images.shape)}")
 
 
-def _feature_batches(
-    module: nn.Module, images: Tensor, batch_size: int, device: torch.device | str | None
-) -> Iterator[Tensor]:
+def feature_batches(
+    module: nn.Module,
+    images: Tensor,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    with_logits: bool = False,
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Features, float32 (B, F) on the CPU, of one batch after another; arguments and errors as in `extract_features`.
+
+    With them come the class logits (B, K) on the CPU, as the module gives them, if `with_logits`, else None.
+    """
     require_uint8_images(images)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if device is None:
-        first = next(chain(module.parameters(), module.buffers()), None)
-        device = "cpu" if first is None else first.device
+        device = module_device(module)
     else:
         module.to(device)
     with evaluating(module):
         for batch in images.split(batch_size):
             # Entered anew for each batch: around the loop it would leak into the caller at every yield.
             with torch.no_grad():
-                features = module(batch.to(device))
-            yield _checked(features, batch.shape[0]).to("cpu", torch.float32)
+                output = module.features_and_logits(batch.to(device)) if with_logits else (module(batch.to(device)),)
+            features = _checked(output[0], batch.shape[0]).to("cpu", torch.float32)
+            yield features, output[1].cpu() if with_logits else None
+
+
+def module_device(module: nn.Module) -> torch.device:
+    """Where the module's first parameter or buffer is, else the CPU."""
+    first = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _checked(features: Tensor, batch: int) -> Tensor:
