@@ -83,3 +83,10 @@ def loss(pred, z, x_star, phi, prediction_type, weighting, gamma=5.0):
     """Eq. 9 / 10: weight times the mean squared x error of each sample."""
     x, _ = x_and_eps(z, pred, phi, prediction_type)
     return weight(phi, weighting, gamma) * (x - x_star).flatten(1).square().mean(1)
+
+
+def robust_loss(pred, z, x_star, phi, prediction_type, weighting, loss_type, c):
+    """Mean |r| or mean (sqrt(r^2 + c^2) - c), as diffusers' LCM scripts write it, of r = sqrt(weight) (x - x*)."""
+    x, _ = x_and_eps(z, pred, phi, prediction_type)
+    r = (expand(weight(phi, weighting).sqrt(), z) * (x - x_star)).flatten(1)
+    return (r.abs() if loss_type == "l1" else torch.sqrt(r**2 + c**2) - c).mean(1)
