@@ -39,12 +39,12 @@ def is_kept(folder: Path) -> bool:
     return (folder / _MARK).exists()
 
 
-def recall(folder: Path, like: Denoiser, steps: int) -> Denoiser:
-    """Reads a student back; for a network of the user's own into a copy of `like`'s."""
+def recall(folder: Path, like: Denoiser, steps: int, weights: str = "ema") -> Denoiser:
+    """Reads a student's averaged ("ema") or "raw" weights; a network of the user's own into a copy of `like`'s."""
     if isinstance(like.network, UNet):
-        return load(folder, device=like.device)
+        return load(folder, device=like.device, weights=weights)
     network = copy_network(like.network)
-    network.load_state_dict(load_file(folder / _WEIGHTS["ema"]))
+    network.load_state_dict(load_file(folder / _WEIGHTS[weights]))
     student = like.with_network(network.eval(), valid_steps=(steps,))
     student.provenance = json.loads((folder / _MARK).read_text())["provenance"]
     return student
