@@ -105,11 +105,11 @@ def test_addim_teachers_of_other_prediction_types(prediction_type, tmp_path):
 
 
 def test_addim_stops_where_ddim_is_better():
-    teacher, student, given = MixtureDenoiser([0.0], [0.5], sample_shape=SHAPE), None, batch()
+    teacher, given = MixtureDenoiser([0.0], [0.5], sample_shape=SHAPE), batch()
     student = Denoiser(Scaled(), sample_shape=SHAPE)
 
     def loss(steps, **settings):
-        config = DistillConfig(output_dir="x", rounds=1, end_steps=steps, **settings)
+        config = DistillConfig(output_dir="x", rounds=2, end_steps=steps, **settings)
         return DistillationObjective(teacher, steps, config)(student, given, 1.0).loss
 
     addim = {"teacher_sampler": "addim"}
@@ -275,6 +275,7 @@ def test_an_epsilon_teacher_needs_a_schedule_that_it_can_be_sampled_on():
         ({"next_teacher": "best"}, "unknown next_teacher 'best'; use ema or raw"),
         ({"addim_eta": -1.0}, "addim_eta is -1.0"),
         ({"addim_min_steps": 0}, "addim_min_steps is 0"),
+        ({"teacher_sampler": "addim", "rounds": 2}, r"addim_min_steps = 4 no round.*students have \[2, 1\] steps"),
         ({"loss_type": "l3"}, "unknown loss type 'l3'; use one of l2, l1, pseudo_huber"),
         ({"huber_c": 0.0}, "huber_c is 0.0; use a number between 1e-9 and 1e9"),
         ({"min_snr_gamma": -5.0}, "min_snr_gamma is -5.0; use a positive number"),

@@ -217,6 +217,11 @@ class DistillConfig(LoopConfig, RoundsConfig):
             check_addim_eta(self.addim_eta)
         if self.addim_min_steps < 1:
             raise ValueError(f"addim_min_steps is {self.addim_min_steps}; use a positive whole number")
+        if self.teacher_sampler == "addim" and self.student_steps[0] < self.addim_min_steps:
+            raise ValueError(
+                f"teacher_sampler is addim, but with addim_min_steps = {self.addim_min_steps} no round would use it: "
+                f"this run's students have {self.student_steps} steps; lower addim_min_steps or use ddim"
+            )
 
     @property
     def teacher_steps(self) -> int:
