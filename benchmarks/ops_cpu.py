@@ -27,6 +27,7 @@ from progdistill.ops.ddim_step import ddim_step_reference
 from progdistill.ops.diffuse import diffuse_reference
 from progdistill.ops.distillation_loss import distillation_loss_reference
 from progdistill.ops.distillation_target import distillation_target_reference
+from progdistill.ops.loss_options import LossOptions
 from progdistill.ops.prediction_loss import prediction_loss_reference
 
 SHAPES = ((4, 3, 8, 8), (128, 3, 32, 32), (64, 3, 128, 128), (512, 3, 64, 64))
@@ -46,8 +47,11 @@ def cases(shape: tuple[int, ...]) -> dict[str, tuple[int, Callable, Callable]]:
     loss = ops.distillation_loss_and_grad
     size = 4 * z.numel()
 
+    def options(kind):
+        return LossOptions(kind, weighting, 5.0, "l2", 1e-3, 1.0, True)
+
     def loss_reference(pred, z, outs, kind, clip):
-        return distillation_loss_reference(pred, z, outs, phis, kind, kind, weighting, 5.0, clip, 1.0, True)
+        return distillation_loss_reference(pred, z, outs, phis, kind, clip, options(kind))
 
     return {
         "diffuse": (3 * size, lambda: ops.diffuse(z, pred, phi), lambda: diffuse_reference(z, pred, phi)),
@@ -91,7 +95,7 @@ def cases(shape: tuple[int, ...]) -> dict[str, tuple[int, Callable, Callable]]:
             lambda: ops.prediction_loss_and_grad(
                 pred, z, first, phi, prediction_type=v, target_type="sample", weighting=weighting
             ),
-            lambda: prediction_loss_reference(pred, z, first, phi, v, "sample", weighting, 5.0, 1.0, True),
+            lambda: prediction_loss_reference(pred, z, first, phi, "sample", options(v)),
         ),
         "normal": (size, lambda: normal(seeds, 1, 0, shape[1:]), lambda: torch.randn(shape)),
     }

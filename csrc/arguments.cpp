@@ -20,6 +20,13 @@ Weighting weighting_of(int index) {
   return static_cast<Weighting>(index);
 }
 
+LossType loss_type_of(int index) {
+  if (index < 0 || index >= kLossTypes) {
+    throw py::value_error("loss_type is " + std::to_string(index) + "; expected 0 to 2");
+  }
+  return static_cast<LossType>(index);
+}
+
 const Tensor& Arguments::keep(std::string name, py::handle object) {
   const Tensor& tensor = tensors_.emplace_back(std::move(name), object);
   if (tensor.is_description()) return tensor;

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "images.h"
+#include "loss_type.h"
 #include "rotation.h"
 #include "tensor.h"
 
@@ -17,6 +18,7 @@ namespace progdistill {
 /// Throw ValueError for numbers that name nothing.
 Prediction prediction_of(int index, const char* name);
 Weighting weighting_of(int index);
+LossType loss_type_of(int index);
 
 /// The tensors of one call: each method reads an argument and checks it against the first state; `layout` then finds
 /// the one dense order that all images share. Violations throw ValueError or TypeError.

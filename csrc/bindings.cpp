@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <tuple>
 
 #include "arguments.h"
 #include "build_info.h"
@@ -19,6 +20,18 @@ namespace progdistill {
 namespace {
 
 using MaybeDouble = std::optional<double>;
+/// prediction_type, weighting, min_snr_gamma, loss_type, huber_c, grad_scale: LossOptions of ops/loss_options.py.
+using Options = std::tuple<int, int, double, int, double, double>;
+
+Objective read_objective(const Options& options) {
+  const auto [prediction_type, weighting, min_snr_gamma, loss_type, huber_c, grad_scale] = options;
+  return {prediction_of(prediction_type, "prediction_type"),
+          weighting_of(weighting),
+          min_snr_gamma,
+          loss_type_of(loss_type),
+          huber_c,
+          grad_scale};
+}
 
 Teacher read_teacher(
     Arguments& arguments, const py::list& outs, py::handle phis, int prediction_type, MaybeDouble clip) {
@@ -111,11 +124,9 @@ bool call_distillation_target(
 
 bool call_distillation_loss(
     py::handle loss, py::handle grad, py::handle pred, py::handle z, const py::list& outs, py::handle phis,
-    int prediction_type, int teacher_type, int weighting, double min_snr_gamma, MaybeDouble clip, double grad_scale,
-    int threads) {
+    int teacher_type, MaybeDouble clip, const Options& options, int threads) {
   Arguments arguments;
-  const Objective objective{
-      prediction_of(prediction_type, "prediction_type"), weighting_of(weighting), min_snr_gamma, grad_scale};
+  const Objective objective = read_objective(options);
   const int count = heads(objective.prediction);
   const Source state = source(arguments.state("z", z));
   const Tensor& own = arguments.output("pred", pred, count);
@@ -129,10 +140,9 @@ bool call_distillation_loss(
 
 bool call_prediction_loss(
     py::handle loss, py::handle grad, py::handle pred, py::handle z, py::handle target, py::handle phi,
-    int prediction_type, int target_type, int weighting, double min_snr_gamma, double grad_scale, int threads) {
+    int target_type, const Options& options, int threads) {
   Arguments arguments;
-  const Objective objective{
-      prediction_of(prediction_type, "prediction_type"), weighting_of(weighting), min_snr_gamma, grad_scale};
+  const Objective objective = read_objective(options);
   const Prediction wanted = prediction_of(target_type, "target_type");
   const int count = heads(objective.prediction);
   const Source state = source(arguments.state("z", z));

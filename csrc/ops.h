@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "images.h"
+#include "loss_type.h"
 #include "rotation.h"
 
 namespace progdistill {
@@ -21,11 +22,13 @@ struct Teacher {
   std::optional<double> clip;
 };
 
-/// What weighs a student's error.
+/// What becomes of a student's error: weighed, then squared or the like.
 struct Objective {
   Prediction prediction;
   Weighting weighting;
   double min_snr_gamma;
+  LossType type;
+  double huber_c;
   double grad_scale;
 };
 

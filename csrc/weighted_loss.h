@@ -8,8 +8,8 @@
 
 namespace progdistill {
 
-/// Both losses: mean over a sample of r^2, r = scale * (own prediction - target), and its gradient for pred in the same
-/// pass. `target_of(sample)` gives a sample's coefficients, `add(sum, coefficients, block, scratch)` its target.
+/// Both losses: mean over a sample of r^2 (or the like, see loss_type.h), r = scale * (own prediction - target), and its
+/// gradient for pred in the same pass. `target_of(sample)` gives a sample's coefficients, `add(sum, coefficients, block, scratch)` its target.
 template <class T, class TargetOf, class AddTarget>
 void weighted_loss(
     const Layout& layout, void* loss, const std::optional<Sink>& grad, const Source& pred, const double* phi,
@@ -21,7 +21,8 @@ void weighted_loss(
   // One partial sum a block, added up in the order of blocks: the result does not depend on who computed what.
   const int64_t per_sample = blocks_per_sample(layout);
   std::vector<double> partial(layout.samples * per_sample);
-  const double mean_slope = 2.0 * objective.grad_scale / static_cast<double>(layout.elements);
+  const double factor = objective.type == LossType::l2 ? 2.0 : 1.0;
+  const double mean_slope = factor * objective.grad_scale / static_cast<double>(layout.elements);
   for_each_block<T>(
       layout, threads,
       [&](int64_t b) {
@@ -37,6 +38,8 @@ void weighted_loss(
         job.terms = target.copy_terms(job.target);
         job.heads = pred.heads;
         job.scale = static_cast<T>(by.own.scale);
+        job.type = objective.type;
+        job.huber_c = static_cast<T>(objective.huber_c);
         for (int head = 0; head < pred.heads; ++head) {
           const T* own = read(pred, head, layout, block, scratch.heads[head]);
           job.pred[head] = {own, static_cast<T>(by.own.output[head])};

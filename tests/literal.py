@@ -44,13 +44,28 @@ def ddim(z, out, phi, phi_next, prediction_type, clip=None):
     return expand(torch.cos(phi_next), z) * x + expand(torch.sin(phi_next), z) * eps
 
 
+def addim(z, out, phi, phi_next, prediction_type, x=None, eta=0.75):
+    """Heek et al. 2024: z_s = alpha_s x + sqrt(sigma_s^2 + d / |eps|^2 z_var) eps; x: the true one, if it is known."""
+    prediction, eps = x_and_eps(z, out, phi, prediction_type)
+    alpha_t, sigma_t, alpha_s, sigma_s = (expand(f(p), z) for p in (phi, phi_next) for f in (torch.cos, torch.sin))
+    square_norm = lambda t: expand(t.flatten(1).square().sum(1), z)  # noqa: E731
+    d = z[0].numel()
+    x_var = 0.1 / (2 + alpha_t**2 / sigma_t**2) if x is None else eta * square_norm(x - prediction) / d
+    z_var = (alpha_s - alpha_t * sigma_s / sigma_t) ** 2 * x_var
+    return alpha_s * prediction + torch.sqrt(sigma_s**2 + d / square_norm(eps) * z_var) * eps
+
+
 def x_target(z, outs, phis, prediction_type, clip=None):
     """Eq. 43: the inversion of one DDIM step onto the state that the teacher's steps reach."""
     state = z
     for out, phi, phi_next in zip(outs, phis[:-1], phis[1:], strict=True):
         state = ddim(state, out, phi, phi_next, prediction_type, clip)
-    alpha_t, sigma_t = expand(torch.cos(phis[0]), z), expand(torch.sin(phis[0]), z)
-    alpha_s, sigma_s = expand(torch.cos(phis[-1]), z), expand(torch.sin(phis[-1]), z)
+    return one_step_x(z, state, phis[0], phis[-1])
+
+
+def one_step_x(z, state, phi, phi_next):
+    """The x whose DDIM step leads from z to `state`."""
+    alpha_t, sigma_t, alpha_s, sigma_s = (expand(f(p), z) for p in (phi, phi_next) for f in (torch.cos, torch.sin))
     ratio = sigma_s / sigma_t
     return (state - ratio * z) / (alpha_s - ratio * alpha_t)
 
@@ -83,3 +98,10 @@ def loss(pred, z, x_star, phi, prediction_type, weighting, gamma=5.0):
     """Eq. 9 / 10: weight times the mean squared x error of each sample."""
     x, _ = x_and_eps(z, pred, phi, prediction_type)
     return weight(phi, weighting, gamma) * (x - x_star).flatten(1).square().mean(1)
+
+
+def robust_loss(pred, z, x_star, phi, prediction_type, weighting, loss_type, c):
+    """Mean |r| or mean (sqrt(r^2 + c^2) - c), as diffusers' LCM scripts write it, of r = sqrt(weight) (x - x*)."""
+    x, _ = x_and_eps(z, pred, phi, prediction_type)
+    r = (expand(weight(phi, weighting).sqrt(), z) * (x - x_star)).flatten(1)
+    return (r.abs() if loss_type == "l1" else torch.sqrt(r**2 + c**2) - c).mean(1)

@@ -73,7 +73,26 @@ void clip(T* x, T* next, const T* state, T bound, T state_factor, T x_factor, in
   }
 }
 
-template <int Heads, int N, bool Grad, class T>
+inline float square_root(float x) { return __builtin_sqrtf(x); }
+inline double square_root(double x) { return __builtin_sqrt(x); }
+
+/// Adds a residual's loss to `sum` and returns the derivative that `slope` is a factor of. NaN stays NaN.
+template <LossType Type, class T>
+inline T add_loss(T r, T huber_c, T& sum) {
+  if constexpr (Type == LossType::l2) {
+    sum = fused(r, r, sum);
+    return r;
+  } else if constexpr (Type == LossType::l1) {
+    sum += r < 0 ? -r : r;
+    return r > 0 ? T(1) : r < 0 ? T(-1) : r;
+  } else {
+    const T square = r * r, root = square_root(square + huber_c * huber_c);
+    sum += square / (root + huber_c);  // root - c without its cancellation
+    return r / root;
+  }
+}
+
+template <LossType Type, int Heads, int N, bool Grad, class T>
 double residual_fixed(const Residual<T>& given, int64_t n) {
   const Residual<T> job = given;
   T sums[kLanes] = {};
@@ -84,10 +103,10 @@ double residual_fixed(const Residual<T>& given, int64_t n) {
       const int64_t i = start + lane;
       const T target = N > 0 ? sum_of_terms<(N > 0 ? N : 1)>(job.target, i) : T(0);
       const T r = job.scale * (sum_of_terms<Heads>(job.pred, i) - target);
+      const T derivative = add_loss<Type>(r, job.huber_c, sums[lane]);
       if constexpr (Grad) {
-        for (int head = 0; head < Heads; ++head) job.grad[head][i] = job.slope[head] * r;
+        for (int head = 0; head < Heads; ++head) job.grad[head][i] = job.slope[head] * derivative;
       }
-      sums[lane] = fused(r, r, sums[lane]);
     }
   }
   for (int half = kLanes / 2; half > 0; half /= 2) {
@@ -96,27 +115,39 @@ double residual_fixed(const Residual<T>& given, int64_t n) {
   return sums[0];
 }
 
-template <int Heads, bool Grad, class T>
+template <LossType Type, int Heads, bool Grad, class T>
 double residual_of_terms(const Residual<T>& job, int64_t n) {
   switch (job.terms) {
     case 1:
-      return residual_fixed<Heads, 1, Grad>(job, n);
+      return residual_fixed<Type, Heads, 1, Grad>(job, n);
     case 2:
-      return residual_fixed<Heads, 2, Grad>(job, n);
+      return residual_fixed<Type, Heads, 2, Grad>(job, n);
     case 3:
-      return residual_fixed<Heads, 3, Grad>(job, n);
+      return residual_fixed<Type, Heads, 3, Grad>(job, n);
     case 4:
-      return residual_fixed<Heads, 4, Grad>(job, n);
+      return residual_fixed<Type, Heads, 4, Grad>(job, n);
     default:
-      return residual_fixed<Heads, 0, Grad>(job, n);
+      return residual_fixed<Type, Heads, 0, Grad>(job, n);
   }
+}
+
+template <LossType Type, class T>
+double residual_of_type(const Residual<T>& job, int64_t n) {
+  const bool grad = job.grad[0] != nullptr;
+  if (job.heads == 2) return (grad ? residual_of_terms<Type, 2, true, T> : residual_of_terms<Type, 2, false, T>)(job, n);
+  return (grad ? residual_of_terms<Type, 1, true, T> : residual_of_terms<Type, 1, false, T>)(job, n);
 }
 
 template <class T>
 double residual(const Residual<T>& job, int64_t n) {
-  const bool grad = job.grad[0] != nullptr;
-  if (job.heads == 2) return grad ? residual_of_terms<2, true>(job, n) : residual_of_terms<2, false>(job, n);
-  return grad ? residual_of_terms<1, true>(job, n) : residual_of_terms<1, false>(job, n);
+  switch (job.type) {
+    case LossType::l1:
+      return residual_of_type<LossType::l1>(job, n);
+    case LossType::pseudo_huber:
+      return residual_of_type<LossType::pseudo_huber>(job, n);
+    default:
+      return residual_of_type<LossType::l2>(job, n);
+  }
 }
 
 void bfloat16_to_float(float* dst, const uint16_t* src, int64_t n) {

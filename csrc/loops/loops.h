@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "loss_type.h"
+
 namespace progdistill {
 
 constexpr int kTerms = 4;  // tensors that one pass reads at most
@@ -23,6 +25,8 @@ struct Residual {
   Term<T> pred[2];
   int heads;
   T scale;
+  LossType type;
+  T huber_c;  // of pseudo_huber
   T slope[2];
   T* grad[2];  // both null: no gradient
 };
@@ -33,7 +37,8 @@ struct TypedLoops {
   void (*combine)(T* dst, const Term<T>* terms, int count, int64_t n);
   /// next = state_factor * state + x_factor * clip(x), then x becomes x - clip(x); next may be state.
   void (*clip)(T* x, T* next, const T* state, T bound, T state_factor, T x_factor, int64_t n);
-  /// r = scale * (sum pred - sum target), grad[h] = slope[h] * r. Returns the sum of r^2.
+  /// r = scale * (sum pred - sum target). By type: grad[h] = slope[h] * r and the sum of r^2 is returned, or slope[h] *
+  /// sign(r) and the sum of |r|, or slope[h] * r / sqrt(r^2 + c^2) and the sum of sqrt(r^2 + c^2) - c.
   double (*residual)(const Residual<T>& residual, int64_t n);
 };
 

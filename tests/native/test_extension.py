@@ -36,8 +36,9 @@ def arguments(shape=SHAPE, dtype=torch.float32, seed=0):
     )
 
 
-def distillation_loss(loss, grad, pred, z, outs, phis, *, types=(V, V), weighting=2, clip=None, threads=1):
-    return _C.distillation_loss(loss, grad, pred, z, outs, phis, *types, weighting, 5.0, clip, 1.0, threads)
+def distillation_loss(loss, grad, pred, z, outs, phis, *, types=(V, V), weighting=2, loss_type=0, clip=None, threads=1):
+    options = (types[0], weighting, 5.0, loss_type, 0.1, 1.0)
+    return _C.distillation_loss(loss, grad, pred, z, outs, phis, types[1], clip, options, threads)
 
 
 def described(tensor):
@@ -154,6 +155,8 @@ def bad_losses():
     yield "prediction_type is 4", ValueError, {**good, "types": (4, V)}
     yield "prediction type is -1", ValueError, {**good, "types": (V, -1)}
     yield "weighting is 5", ValueError, {**good, "weighting": 5}
+    yield "loss_type is 3", ValueError, {**good, "loss_type": 3}
+    yield "loss_type is -1", ValueError, {**good, "loss_type": -1}
 
 
 @pytest.mark.parametrize(("message", "error", "call"), list(bad_losses()))
@@ -191,10 +194,13 @@ def every_operation(threads, shape, dtype=torch.float32, layout=torch.contiguous
     _C.diffuse(results[0], z, pred, phis[0].contiguous(), threads)
     _C.ddim_step(results[1], z, half[0], phis[0].contiguous(), phis[1].contiguous(), V, 1.0, threads)
     _C.distillation_target(results[2], z, half, phis, V, V, None, threads)
-    distillation_loss(loss, grad, pred, z, half, phis, clip=1.0, threads=threads)
+    losses = []
+    for loss_type in range(3):
+        distillation_loss(loss, grad, pred, z, half, phis, loss_type=loss_type, clip=1.0, threads=threads)
+        losses += [loss.clone(), grad.clone()]
     noise = torch.empty(shape)
     _C.normal(noise, torch.arange(shape[0]), 3, 1, threads)
-    return [*results, loss, grad, noise]
+    return [*results, *losses, noise]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -282,10 +288,13 @@ pred, first, second = noise + 1, noise[::-1].copy(), -noise
 phis = np.linspace(0.3, 1.5, 4) * np.array([[1.0], [0.7], [0.4]])
 loss, grad = np.empty(4, np.float32), np.empty_like(noise)
 states = [view(array) for array in (loss, grad, pred, noise)]
-_C.distillation_loss(*states, [view(first), view(second)], view(phis), 2, 2, 2, 5.0, 1.0, 1.0, 3)
+digest = hashlib.sha256(noise.tobytes())
+for loss_type in range(3):
+    options = (2, 2, 5.0, loss_type, 0.1, 1.0)
+    _C.distillation_loss(*states, [view(first), view(second)], view(phis), 2, 1.0, options, 3)
+    digest.update(loss.tobytes() + grad.tobytes())
 assert "torch" not in sys.modules
-digest = hashlib.sha256(noise.tobytes() + loss.tobytes() + grad.tobytes()).hexdigest()
-print(_C.build_info()["cpu_capability"], digest)
+print(_C.build_info()["cpu_capability"], digest.hexdigest())
 """
 
 

@@ -53,7 +53,11 @@ def per_sample(value):
     return value.abs().reshape(len(value), -1).amax(dim=1) if value.numel() else value.new_zeros(len(value))
 
 
-def assert_as_good_as_reference(operation, *arguments, backend="cpu", **options):
+def root_mean_square(value):
+    return value.reshape(len(value), -1).square().mean(dim=1).sqrt() if value.numel() else value.new_zeros(len(value))
+
+
+def assert_as_good_as_reference(operation, *arguments, backend="cpu", size=per_sample, **options):
     """Runs an operation three ways and applies the rule to each of its results."""
     as_tuple = lambda result: result if isinstance(result, tuple) else (result,)  # noqa: E731
     mine = as_tuple(operation(*arguments, backend=backend, **options))
@@ -61,11 +65,11 @@ def assert_as_good_as_reference(operation, *arguments, backend="cpu", **options)
     truth = as_tuple(operation(*double(list(arguments)), backend="reference", **options))
     for got, plain, exact in zip(mine, reference, truth, strict=True):
         assert got.dtype == plain.dtype and got.shape == plain.shape and got.stride() == plain.stride()
-        error, allowed = per_sample(got.double() - exact), per_sample(plain.double() - exact)
-        bound = 2 * allowed + LAST_PLACE[got.dtype] * per_sample(exact)
+        error, allowed = size(got.double() - exact), size(plain.double() - exact)
+        bound = 2 * allowed + LAST_PLACE[got.dtype] * size(exact)
         # In a sample of a few numbers the reference may be right by luck, so the sample's intermediate results count.
         if got.numel() < 50 * len(got):
-            bound = bound + 4 * LAST_PLACE[got.dtype] * (1 + per_sample(exact))
+            bound = bound + 4 * LAST_PLACE[got.dtype] * (1 + size(exact))
         assert (error <= bound).all(), (error / bound).max()
 
 
@@ -123,7 +127,12 @@ def test_prediction_loss(prediction_type, target_type, weighting):
     (z,), (pred,) = images(1, shape), images(1, shape, prediction_type, seed=1)
     for dtype in (torch.float32, torch.bfloat16):
         (target,) = images(1, shape, target_type, dtype, seed=2)
-        assert_as_good_as_reference(ops.prediction_loss_and_grad, pred, z, target, angles(4, 1)[0], **types)
+        arguments = (pred, z, target, angles(4, 1)[0])
+        assert_as_good_as_reference(ops.prediction_loss_and_grad, *arguments, **types)
+        # The slopes of these are bounded, so what is lost is lost in the few residuals near 0: no maximum then.
+        for loss_type in ("l1", "pseudo_huber"):
+            options = {**types, "loss_type": loss_type, "huber_c": 1.0, "size": root_mean_square}
+            assert_as_good_as_reference(ops.prediction_loss_and_grad, *arguments, **options)
 
 
 @cpu
@@ -138,6 +147,18 @@ def test_losses_of_mixed_dtypes_and_odd_shapes(shape, prediction_type, clip):
         assert_as_good_as_reference(
             ops.distillation_loss_and_grad, pred, z, outs, phis, prediction_type=prediction_type, clip=clip
         )
+
+
+@cpu
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample_epsilon"])
+@pytest.mark.parametrize("loss_type", ["l1", "pseudo_huber"])
+def test_loss_types_of_mixed_dtypes_and_odd_shapes(shape, prediction_type, loss_type):
+    (z,), phis = images(1, shape), angles(shape[0], 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        (pred,), outs = images(1, shape, prediction_type, dtype, seed=1), images(2, shape, prediction_type, dtype, 2)
+        options = {"prediction_type": prediction_type, "loss_type": loss_type, "size": root_mean_square}
+        assert_as_good_as_reference(ops.distillation_loss_and_grad, pred, z, outs, phis, **options)
 
 
 @cpu

@@ -10,6 +10,7 @@ import literal
 from progdistill import ops
 
 OPS = torch.ops.progdistill
+LOSS_TYPES = ("l2", "l1", "pseudo_huber")
 
 
 def case(prediction_type="v_prediction", batch=3, shape=(2, 4, 4), dtype=torch.float64, teacher_steps=2):
@@ -31,10 +32,12 @@ def test_opcheck_every_operator():
     opcheck(OPS.distillation_target.default, (z, outs, phis, "v_prediction", "sample_epsilon", None, None))
     for need_grad in (True, False):
         leaf = grad(pred) if need_grad else pred
-        tail = ("truncated_snr", 5.0, 1.0, 1.0, need_grad, None)
-        opcheck(OPS.distillation_loss.default, (leaf, z, outs, phis, "v_prediction", "v_prediction", *tail))
-        tail = ("v_prediction", "sample", "min_snr", 5.0, 1.0, need_grad, None)
-        opcheck(OPS.prediction_loss.default, (leaf, z, outs[0], phis[0], *tail))
+        for loss_type in LOSS_TYPES:
+            options = (5.0, loss_type, 0.1, 1.0, need_grad)
+            tail = ("v_prediction", 1.0, "v_prediction", "truncated_snr", *options, None)
+            opcheck(OPS.distillation_loss.default, (leaf, z, outs, phis, *tail))
+            tail = ("sample", "v_prediction", "min_snr", *options, None)
+            opcheck(OPS.prediction_loss.default, (leaf, z, outs[0], phis[0], *tail))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction", "sample_epsilon"])

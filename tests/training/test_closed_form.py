@@ -1,7 +1,9 @@
 """Training against data whose ideal networks are known in closed form."""
 
+import json
 import math
 
+import pytest
 import torch
 from torch import nn
 
@@ -73,6 +75,32 @@ def test_students_of_a_gaussian_reach_the_closed_form(tmp_path):
 
     image = ddim(student, noise, student.schedule.grid(1))
     torch.testing.assert_close(image, noise * float(gaussian_steps(grid, STD)), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize(("rounds", "substeps"), [(2, 4), (1, 2)])
+def test_students_of_four_times_fewer_steps(rounds, substeps, tmp_path):
+    """16 -> 4 -> 1 with all four teacher steps; 4 -> 1 with two of them, which only a first teacher can take freely."""
+    teacher = Denoiser(SlopeTable(), sample_shape=SHAPE)
+    student = distill(
+        teacher,
+        rounds=rounds,
+        step_factor=4,
+        teacher_substeps=substeps,
+        data=gaussian_images(),
+        output_dir=str(tmp_path),
+        updates_per_round=300,
+        train_batch_size=32,
+        learning_rate=2e-2,
+        ema_decay=0.9,
+        progress=False,
+        validation_images=4,
+        device="cpu",
+    )
+    got = float(student.network.slope[1023].detach())
+    assert abs(got - float(distilled_slope(cosine_angles(substeps**rounds), STD))) < 2e-3
+    end = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert end["steps"] == 1 and end["teacher_steps"] == substeps
+    assert end["student_distance"] < 0.01 * end["teacher_distance"]
 
 
 def test_teacher_of_a_gaussian_reaches_the_ideal_denoiser(tmp_path):

@@ -1,4 +1,4 @@
-"""After a distillation round: the student at N steps beside its teacher at N and at 2N, on the same noise."""
+"""After a distillation round: the student at N steps beside its teacher at N and at K N, on the same noise."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ class RoundComparison:
     """Images (n, C, H, W) in [-1, 1] and paired distances (root-mean-square pixel difference, data range 2)."""
 
     steps: int
-    teacher_double: Tensor
+    teacher_steps: int
+    """The teacher's steps that the student imitates: K times its own."""
+    teacher_imitated: Tensor
     teacher_same: Tensor
     student: Tensor
     student_distance: tuple[float, float]
-    """Mean and standard error of student (N) against teacher (2N): what the round has lost."""
+    """Mean and standard error of student (N) against teacher (K N): what the round has lost."""
     teacher_distance: tuple[float, float]
-    """Teacher (N) against teacher (2N): what simply taking fewer steps would have lost."""
+    """Teacher (N) against teacher (K N): what simply taking fewer steps would have lost."""
 
     def record(self) -> dict:
         """JSON-ready figures."""
         return {
+            "teacher_steps": self.teacher_steps,
             "student_distance": self.student_distance[0],
             "student_distance_error": self.student_distance[1],
             "teacher_distance": self.teacher_distance[0],
@@ -38,25 +41,32 @@ class RoundComparison:
         """Labelled images for a grid."""
         n = self.steps
         return [
-            (f"teacher, {2 * n} steps", self.teacher_double),
+            (f"teacher, {self.teacher_steps} steps", self.teacher_imitated),
             (f"student, {n} step{'s' * (n > 1)}", self.student),
             (f"teacher, {n} step{'s' * (n > 1)}", self.teacher_same),
         ]
 
 
-def compare_round(student: Denoiser, teacher: Denoiser, steps: int, count: int) -> RoundComparison:
-    """Compares on the noise of seeds 0 ... count - 1 (classes in turn for conditional models)."""
+def compare_round(
+    student: Denoiser, teacher: Denoiser, steps: int, count: int, *, teacher_substeps: int = 2
+) -> RoundComparison:
+    """Compares on the noise of seeds 0 ... count - 1 (classes in turn for conditional models).
+
+    `teacher_substeps`: K, the teacher's steps inside one of the student's `steps`.
+    """
+    teacher_steps = teacher_substeps * steps
     seeds = torch.arange(count)
     labels = class_labels_in_turn(teacher, count)
     draw = lambda model, n: generate(any_steps(model), n, seeds=seeds, class_labels=labels).cpu()  # noqa: E731
-    double, same, own = draw(teacher, 2 * steps), draw(teacher, steps), draw(student, steps)
+    imitated, same, own = draw(teacher, teacher_steps), draw(teacher, steps), draw(student, steps)
     return RoundComparison(
         steps,
-        double,
+        teacher_steps,
+        imitated,
         same,
         own,
-        mean_and_standard_error(paired_distance(own, double)),
-        mean_and_standard_error(paired_distance(same, double)),
+        mean_and_standard_error(paired_distance(own, imitated)),
+        mean_and_standard_error(paired_distance(same, imitated)),
     )
 
 

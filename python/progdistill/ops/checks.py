@@ -131,6 +131,12 @@ def check_min_snr_gamma(gamma: float) -> None:
         raise ValueError(f"min_snr_gamma is {gamma}; use a positive number such as 5.0")
 
 
+def check_huber_c(huber_c: float) -> None:
+    """c of the pseudo-Huber loss: c^2 and r / c stay within float32."""
+    if not 1e-9 <= huber_c <= 1e9:
+        raise ValueError(f"huber_c is {huber_c}; use a number between 1e-9 and 1e9 such as 0.001")
+
+
 def check_no_gradient(operation: str, tensors: dict[str, Tensor]) -> None:
     """Raises where a gradient would be asked for that the operation does not compute."""
     if not torch.is_grad_enabled():

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from progdistill.ops import checks, native, rotation
 from progdistill.ops.backends import choose, declare
-from progdistill.ops.distillation_loss import check_scale_values
 from progdistill.ops.layout import dense, memory_format, per_sample, split_heads
-from progdistill.ops.names import PREDICTION_TYPES, WEIGHTINGS, canonical_prediction_type, canonical_weighting, heads
+from progdistill.ops.loss_options import OPTIONS_SCHEMA, LossOptions, check_scale_values, checked_options
+from progdistill.ops.names import PREDICTION_TYPES, canonical_prediction_type, heads
 from progdistill.ops.registration import register
-from progdistill.ops.residual import fake_loss, save_gradient, scale_gradient, squared_residual
+from progdistill.ops.residual import fake_loss, save_gradient, scale_gradient, weighted_residual
 
 
 def prediction_loss(
@@ -24,9 +24,11 @@ def prediction_loss(
     target_type: str,
     weighting: str,
     min_snr_gamma: float = 5.0,
+    loss_type: str = "l2",
+    huber_c: float = 1e-3,
     backend: str | None = None,
 ) -> Tensor:
-    """The weighted squared error of a network's output against a target, for each sample.
+    """The weighted error of a network's output against a target, for each sample.
 
     Args:
         pred: the network's own output at (z, phi); z's dtype or bfloat16; 2C channels if two-headed.
@@ -34,7 +36,7 @@ def prediction_loss(
         target: what the prediction should be: "sample" = clean data, "epsilon" = the noise, and so on.
         phi: (B,) float64 angles in [0, pi/2].
         prediction_type, target_type: what `pred` and `target` are.
-        weighting, min_snr_gamma: as in `distillation_loss`.
+        weighting, min_snr_gamma, loss_type, huber_c: as in `distillation_loss`.
         backend: force "reference" or "cpu"; default: the best available.
 
     Returns:
@@ -43,9 +45,9 @@ def prediction_loss(
     Raises:
         TypeError, ValueError: as `distillation_loss`.
     """
-    arguments = _checked(pred, z, target, phi, prediction_type, target_type, weighting, min_snr_gamma)
     need_grad = torch.is_grad_enabled() and pred.requires_grad
-    return _prediction_loss(*arguments, 1.0, need_grad, backend)[0]
+    options = checked_options(prediction_type, weighting, min_snr_gamma, loss_type, huber_c, 1.0, need_grad)
+    return _checked_call(pred, z, target, phi, target_type, options, backend)[0]
 
 
 def prediction_loss_and_grad(
@@ -58,77 +60,63 @@ def prediction_loss_and_grad(
     target_type: str,
     weighting: str,
     min_snr_gamma: float = 5.0,
+    loss_type: str = "l2",
+    huber_c: float = 1e-3,
     grad_scale: float = 1.0,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`prediction_loss` and grad_scale times its gradient for `pred`, for loops that call `pred.backward(grad)`."""
-    arguments = _checked(pred.detach(), z, target, phi, prediction_type, target_type, weighting, min_snr_gamma)
-    return _prediction_loss(*arguments, grad_scale, True, backend)
+    options = checked_options(prediction_type, weighting, min_snr_gamma, loss_type, huber_c, grad_scale, True)
+    return _checked_call(pred.detach(), z, target, phi, target_type, options, backend)
 
 
-def _checked(pred, z, target, phi, prediction_type, target_type, weighting, min_snr_gamma) -> tuple:
-    prediction_type = canonical_prediction_type(prediction_type)
+def _checked_call(
+    pred: Tensor,
+    z: Tensor,
+    target: Tensor,
+    phi: Tensor,
+    target_type: str,
+    options: LossOptions,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
     target_type = canonical_prediction_type(target_type)
-    weighting = canonical_weighting(weighting)
     checks.check_state("z", z)
-    checks.check_output("pred", pred, prediction_type, z)
+    checks.check_output("pred", pred, options.prediction_type, z)
     checks.check_output("target", target, target_type, z)
     checks.check_angle("phi", phi, z)
-    checks.check_min_snr_gamma(min_snr_gamma)
     checks.check_no_gradient("prediction_loss", {"z": z, "target": target, "phi": phi})
-    return pred, z, target, phi, prediction_type, target_type, weighting, min_snr_gamma
+    return _prediction_loss(pred, z, target, phi, target_type, *options, backend)
 
 
 def prediction_loss_reference(
-    pred: Tensor,
-    z: Tensor,
-    target: Tensor,
-    phi: Tensor,
-    prediction_type: str,
-    target_type: str,
-    weighting: str,
-    min_snr_gamma: float,
-    grad_scale: float,
-    need_grad: bool,
+    pred: Tensor, z: Tensor, target: Tensor, phi: Tensor, target_type: str, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
     """The formula in plain PyTorch."""
-    form = rotation.prediction_form(target_type, rotation.domain(prediction_type), phi)
+    form = rotation.prediction_form(target_type, rotation.domain(options.prediction_type), phi)
     own_target = per_sample(form.z, z) * z
     for coefficient, head in zip(form.output, split_heads(target, heads(target_type), z.dtype), strict=True):
         own_target = own_target + per_sample(coefficient, z) * head
-    return squared_residual(pred, own_target, phi, prediction_type, weighting, min_snr_gamma, grad_scale, need_grad)
+    return weighted_residual(pred, own_target, phi, options)
 
 
 def _prediction_loss_cpu(
-    pred: Tensor,
-    z: Tensor,
-    target: Tensor,
-    phi: Tensor,
-    prediction_type: str,
-    target_type: str,
-    weighting: str,
-    min_snr_gamma: float,
-    grad_scale: float,
-    need_grad: bool,
+    pred: Tensor, z: Tensor, target: Tensor, phi: Tensor, target_type: str, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
     format = memory_format(pred)
-    loss, grad = fake_loss(pred, z, need_grad)
+    loss, grad = fake_loss(pred, z, options.need_grad)
     in_order = native._C.prediction_loss(
         native.view(loss),
-        native.view(grad) if need_grad else None,
+        native.view(grad) if options.need_grad else None,
         native.view(dense(pred, format)),
         native.view(dense(z, format)),
         native.view(dense(target, format)),
         native.view(phi.contiguous()),
-        PREDICTION_TYPES.index(prediction_type),
         PREDICTION_TYPES.index(target_type),
-        WEIGHTINGS.index(weighting),
-        min_snr_gamma,
-        grad_scale,
+        options.for_extension(),
         native.threads(),
     )
     if not in_order:
-        _check_values(phi, prediction_type, target_type, weighting, min_snr_gamma)
+        _check_values(phi, target_type, options)
     return loss, grad
 
 
@@ -136,48 +124,42 @@ declare("prediction_loss", {"reference": prediction_loss_reference, "cpu": _pred
 
 
 def _implementation(
-    pred: Tensor,
-    z: Tensor,
-    target: Tensor,
-    phi: Tensor,
-    prediction_type: str,
-    target_type: str,
-    weighting: str,
-    min_snr_gamma: float,
-    grad_scale: float,
-    need_grad: bool,
-    backend: str | None,
+    pred: Tensor, z: Tensor, target: Tensor, phi: Tensor, target_type: str, *flat
 ) -> tuple[Tensor, Tensor]:
+    *values, backend = flat
+    options = LossOptions(*values)
     run = choose("prediction_loss", z.device.type, backend)
     if run is not _prediction_loss_cpu:  # the C++ kernel looks at the values on its way
-        _check_values(phi, prediction_type, target_type, weighting, min_snr_gamma)
-    return run(pred, z, target, phi, prediction_type, target_type, weighting, min_snr_gamma, grad_scale, need_grad)
+        _check_values(phi, target_type, options)
+    return run(pred, z, target, phi, target_type, options)
 
 
-def _check_values(phi: Tensor, prediction_type: str, target_type: str, weighting: str, min_snr_gamma: float) -> None:
+def _check_values(phi: Tensor, target_type: str, options: LossOptions) -> None:
     checks.check_angle_values("phi", phi)
     if phi.device.type != "cpu":
         return
-    form = rotation.prediction_form(target_type, rotation.domain(prediction_type), phi)
-    checks.check_finite((form.z, *form.output), f"a {target_type!r} target for a {prediction_type!r} prediction", phi)
-    check_scale_values(phi, prediction_type, weighting, min_snr_gamma)
+    form = rotation.prediction_form(target_type, rotation.domain(options.prediction_type), phi)
+    what = f"a {target_type!r} target for a {options.prediction_type!r} prediction"
+    checks.check_finite((form.z, *form.output), what, phi)
+    check_scale_values(phi, options)
 
 
-def _fake(pred, z, target, phi, prediction_type, target_type, weighting, min_snr_gamma, grad_scale, need_grad, backend):
-    return fake_loss(pred, z, need_grad)
+def _fake(pred, z, target, phi, target_type, *flat):
+    return fake_loss(pred, z, LossOptions(*flat[:-1]).need_grad)
 
 
 def _setup_context(ctx, inputs, output) -> None:
+    ctx.constants = len(inputs) - 1
     save_gradient(ctx, output[1])
 
 
 def _backward(ctx, grad_loss: Tensor, _) -> tuple:
-    return scale_gradient(ctx, grad_loss), *(None,) * 10
+    return scale_gradient(ctx, grad_loss), *(None,) * ctx.constants
 
 
 _prediction_loss = register(
-    "prediction_loss(Tensor pred, Tensor z, Tensor target, Tensor phi, str prediction_type, str target_type,"
-    " str weighting, float min_snr_gamma, float grad_scale, bool need_grad, str? backend) -> (Tensor, Tensor)",
+    f"prediction_loss(Tensor pred, Tensor z, Tensor target, Tensor phi, str target_type, {OPTIONS_SCHEMA},"
+    " str? backend) -> (Tensor, Tensor)",
     _implementation,
     _fake,
     setup_context=_setup_context,

@@ -1,4 +1,5 @@
-"""The weighted residual that both losses square: r = s (own(pred) - target), with its gradient, in plain PyTorch.
+"""The weighted residual of both losses, r = s (own(pred) - target), what they make of it, and the gradient, in plain
+PyTorch.
 
 Everything in it is linear in the tensors with per-sample coefficients (see `rotation`), so prediction types and
 weightings are numbers, not cases. Clipping alone needs the states between the teacher's steps.
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from progdistill.ops import rotation
 from progdistill.ops.layout import dense, memory_format, per_sample, split_heads
+from progdistill.ops.loss_options import LossOptions
 from progdistill.ops.names import heads
 
 
@@ -46,31 +48,32 @@ def _excesses(z: Tensor, parts: list, phis: Tensor, prediction_type: str, clip: 
     return excesses
 
 
-def squared_residual(
-    pred: Tensor,
-    target: Tensor,
-    phi: Tensor,
-    prediction_type: str,
-    weighting: str,
-    min_snr_gamma: float,
-    grad_scale: float,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """(mean r^2 (B,), its gradient for pred times grad_scale) with `target` in pred's own quantity."""
-    scale, coefficients = rotation.loss_scale(prediction_type, weighting, phi, min_snr_gamma)
+def weighted_residual(pred: Tensor, target: Tensor, phi: Tensor, options: LossOptions) -> tuple[Tensor, Tensor]:
+    """(loss (B,), its gradient for pred times grad_scale) with `target` in pred's own quantity."""
+    scale, coefficients = rotation.loss_scale(options.prediction_type, options.weighting, phi, options.min_snr_gamma)
     own = sum(
         per_sample(c, target) * head
         for c, head in zip(coefficients, split_heads(pred, len(coefficients), target.dtype), strict=True)
     )
     residual = own - target
-    weighted = per_sample(scale, target) * residual
-    loss = weighted.flatten(1).square().mean(dim=1)
-    if not need_grad:
+    value, derivative, factor = _penalty(per_sample(scale, target) * residual, options)
+    loss = value.flatten(1).mean(dim=1)
+    if not options.need_grad:
         return loss, pred.new_empty(0)
     elements = math.prod(target.shape[1:])
-    slope = 2.0 * grad_scale / elements * scale
-    grad = torch.cat([per_sample(slope * c, target) * weighted for c in coefficients], dim=1)
+    slope = factor * options.grad_scale / elements * scale
+    grad = torch.cat([per_sample(slope * c, target) * derivative for c in coefficients], dim=1)
     return loss, dense(grad.to(pred.dtype), memory_format(pred))
+
+
+def _penalty(r: Tensor, options: LossOptions) -> tuple[Tensor, Tensor, float]:
+    # (f(r), f'(r) but for a factor, the factor).
+    if options.loss_type == "l2":
+        return r.square(), r, 2.0
+    if options.loss_type == "l1":
+        return r.abs(), torch.where(r.isnan(), r, r.sign()), 1.0  # torch's sign of NaN is 0, which would hide it
+    root = torch.sqrt(r.square() + options.huber_c**2)
+    return r.square() / (root + options.huber_c), r / root, 1.0  # root - c without its cancellation
 
 
 def fake_loss(pred: Tensor, z: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:

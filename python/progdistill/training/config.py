@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from progdistill.ops.names import canonical_weighting
+from progdistill.ops.checks import check_huber_c, check_min_snr_gamma
+from progdistill.ops.names import canonical_loss_type, canonical_prediction_type, canonical_weighting
+from progdistill.sampling.addim import check_addim_eta
 from progdistill.training.trackers import TRACKERS
+
+MAX_TEACHER_SUBSTEPS = 16  # what the compiled kernels take
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -43,7 +47,11 @@ class LoopConfig(RunConfig):
     weighting: str = "truncated_snr"
     """Loss weighting: constant, snr, truncated_snr, snr_plus_one or min_snr."""
     min_snr_gamma: float = 5.0
-    """Bound of the min_snr weighting."""
+    """Bound of the min_snr weighting (Hang et al. 2023: 5)."""
+    loss_type: str = "l2"
+    """What the loss makes of the weighted error: l2 (its square, the paper's), l1 or pseudo_huber."""
+    huber_c: float = 1e-3
+    """Weighted error at which pseudo_huber turns from a square to an absolute value."""
     random_flip: bool = False
     """Mirror each image with probability 1/2."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
@@ -69,6 +77,9 @@ class LoopConfig(RunConfig):
 
     def __post_init__(self) -> None:
         self.weighting = canonical_weighting(self.weighting)
+        self.loss_type = canonical_loss_type(self.loss_type)
+        check_min_snr_gamma(self.min_snr_gamma)
+        check_huber_c(self.huber_c)
         positive = ("train_batch_size", "gradient_accumulation_steps", "logging_steps", "checkpointing_steps")
         for name in positive:
             if getattr(self, name) < 1:
@@ -124,6 +135,11 @@ class TrainConfig(LoopConfig, TeacherConfig):
         super().__post_init__()
         if self.max_train_steps < 1:
             raise ValueError(f"max_train_steps is {self.max_train_steps}; use a positive whole number")
+        if canonical_prediction_type(self.prediction_type) == "epsilon" and self.logsnr_min is None:
+            raise ValueError(
+                "prediction_type is epsilon, which says nothing about x at SNR 0, where sampling would start: give "
+                "logsnr_min (the released code: -20), or predict v_prediction, sample or sample_epsilon"
+            )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -141,7 +157,17 @@ class RoundsConfig(RunConfig):
     start_steps: int | None = None
     """The teacher's step count, as a check: it must equal end_steps * step_factor ** rounds, the default."""
     step_factor: int = 2
-    """Division of the step count in a round; the teacher always takes two steps inside a student's step."""
+    """Division of the step count in a round."""
+    teacher_substeps: int = 2
+    """Teacher steps inside a student's step: 2 to 16; the paper takes 2, even with step_factor 4 (appendix I)."""
+    teacher_sampler: Literal["ddim", "addim"] = "ddim"
+    """The teacher's steps; addim (Heek et al. 2024) makes up for the variance that DDIM loses."""
+    addim_eta: float | None = 0.75
+    """Share of the teacher's measured error that addim counts as variance; none: 0.1 / (2 + SNR) instead."""
+    addim_min_steps: int = 4
+    """Rounds whose student has fewer steps use ddim, which the paper of addim found better there."""
+    next_teacher: Literal["ema", "raw"] = "ema"
+    """Weights of a student that teach the next round: the average that is kept, or the raw ones."""
     updates_per_round: int = 50_000
     """Updates of a round."""
     updates_at: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -163,6 +189,7 @@ class DistillConfig(LoopConfig, RoundsConfig):
                 f"rounds = {self.rounds}, end_steps = {self.end_steps}, updates_per_round = {self.updates_per_round} "
                 f"must be at least 1 and step_factor = {self.step_factor} at least 2"
             )
+        self._check_teacher_steps()
         if self.start_steps not in (None, self.teacher_steps):
             raise ValueError(
                 f"start_steps is {self.start_steps}, but {self.rounds} rounds by {self.step_factor} that end at "
@@ -175,6 +202,31 @@ class DistillConfig(LoopConfig, RoundsConfig):
             raise ValueError(
                 f"weighting {self.weighting!r} is zero at t = 1, which is all there is in the 1-step round: it would "
                 "train nothing; use truncated_snr, snr_plus_one or constant, or end_steps = 2"
+            )
+
+    def _check_teacher_steps(self) -> None:
+        if not 2 <= self.teacher_substeps <= MAX_TEACHER_SUBSTEPS:
+            raise ValueError(
+                f"teacher_substeps is {self.teacher_substeps}; the teacher takes 2 to {MAX_TEACHER_SUBSTEPS} steps "
+                "inside a student's step"
+            )
+        if self.rounds > 1 and self.step_factor % self.teacher_substeps:
+            raise ValueError(
+                f"teacher_substeps is {self.teacher_substeps}, which does not divide step_factor = {self.step_factor}: "
+                "from the second round on the teacher is a student that knows the times of its own steps only; use a "
+                "divisor of step_factor, or rounds = 1"
+            )
+        for name, allowed in (("teacher_sampler", ("ddim", "addim")), ("next_teacher", ("ema", "raw"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; use {' or '.join(allowed)}")
+        if self.addim_eta is not None:
+            check_addim_eta(self.addim_eta)
+        if self.addim_min_steps < 1:
+            raise ValueError(f"addim_min_steps is {self.addim_min_steps}; use a positive whole number")
+        if self.teacher_sampler == "addim" and self.student_steps[0] < self.addim_min_steps:
+            raise ValueError(
+                f"teacher_sampler is addim, but with addim_min_steps = {self.addim_min_steps} no round would use it: "
+                f"this run's students have {self.student_steps} steps; lower addim_min_steps or use ddim"
             )
 
     @property

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from progdistill.core import Denoiser
 from progdistill.core.processes import join_processes, on_main_process
@@ -16,6 +18,7 @@ from progdistill.interop import load, save
 from progdistill.nets.unet import UNet
 from progdistill.ops import ddim_step, diffuse, distillation_loss_and_grad, normal
 from progdistill.report import labelled_rows
+from progdistill.sampling.addim import addim_prediction
 from progdistill.training.batches import Batch, BatchSource
 from progdistill.training.config import DistillConfig
 from progdistill.training.device import choose_device
@@ -30,44 +33,65 @@ GRID_COLUMNS = 12
 
 
 class DistillationObjective:
-    """Algorithm 2: t = (i + 1) / N with i uniform; the teacher's two DDIM steps are the student's one.
+    """Algorithm 2: t = (i + 1) / N with i uniform; the teacher's K DDIM (or aDDIM) steps are the student's one.
 
-    The teacher is a constant: eval mode, no gradient, its averaged weights. Grid angles are taken by index from the
-    teacher's 2N-step grid, so the last one is exactly 0.
+    The teacher is a constant: eval mode, no gradient. Grid angles are taken by index from the teacher's grid of KN
+    steps, so the last one is exactly 0.
     """
 
     def __init__(self, teacher: Denoiser, steps: int, config: DistillConfig) -> None:
         self.teacher = teacher
         self.steps = steps
+        self.substeps = config.teacher_substeps
+        self.addim = config.teacher_sampler == "addim" and steps >= config.addim_min_steps
+        self.addim_eta = config.addim_eta
         self.weighting = config.weighting
         self.min_snr_gamma = config.min_snr_gamma
-        self.grid = teacher.schedule.grid(2 * steps).to(teacher.device)
+        self.loss_type = config.loss_type
+        self.huber_c = config.huber_c
+        self.grid = teacher.schedule.grid(self.substeps * steps).to(teacher.device)
         teacher.eval().requires_grad_(False)
 
     def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss:
         index = integers(batch.seeds, batch.update, Stream.TIME, self.steps)
-        first = 2 * (self.steps - 1 - index)
-        phis = self.grid[torch.stack((first, first + 1, first + 2))]
+        first = self.substeps * (self.steps - 1 - index)
+        phis = self.grid[torch.stack([first + j for j in range(self.substeps + 1)])]
         noise = normal(batch.seeds, batch.update, Stream.NOISE, batch.x.shape[1:])
         z = diffuse(batch.x, noise, phis[0])
-        teacher_type = self.teacher.prediction_type
-        with torch.no_grad():
-            first_out = self.teacher.raw(z, phis[0], batch.cond)
-            half = ddim_step(z, first_out, phis[0], phis[1], prediction_type=teacher_type)
-            second_out = self.teacher.raw(half, phis[1], batch.cond)
+        outs, teacher_type = self._teacher_outputs(z, phis, batch)
         pred = student.raw(z, phis[0], batch.cond)
         loss, grad = distillation_loss_and_grad(
             pred,
             z,
-            [first_out, second_out],
+            outs,
             phis,
             prediction_type=student.prediction_type,
             teacher_prediction_type=teacher_type,
             weighting=self.weighting,
             min_snr_gamma=self.min_snr_gamma,
+            loss_type=self.loss_type,
+            huber_c=self.huber_c,
             grad_scale=grad_scale,
         )
         return Loss(pred, grad, loss, phis[0])
+
+    @torch.no_grad()
+    def _teacher_outputs(self, z: Tensor, phis: Tensor, batch: Batch) -> tuple[list[Tensor], str]:
+        """The outputs of K steps along phis, and what they predict."""
+        outs: list[Tensor] = []
+        kind = self.teacher.prediction_type
+        for j in range(self.substeps):
+            if j > 0:
+                z = ddim_step(z, outs[-1], phis[j - 1], phis[j], prediction_type=kind)
+            out = self.teacher.raw(z, phis[j], batch.cond)
+            if self.addim:
+                out, kind = self._addim(z, out, phis[j], phis[j + 1], batch.x)
+            outs.append(out)
+        return outs, kind
+
+    def _addim(self, z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, x: Tensor) -> tuple[Tensor, str]:
+        known = {} if self.addim_eta is None else {"x": x, "eta": self.addim_eta}
+        return addim_prediction(z, out, phi, phi_next, prediction_type=self.teacher.prediction_type, **known)
 
 
 def distill(
@@ -93,11 +117,14 @@ def distill(
         settings: fields of `DistillConfig` (end_steps, updates_per_round, learning_rate, ema_decay, ...).
 
     Returns:
-        The last student with its averaged weights (each round's average is the next round's teacher); its `students`
-        hold the others by step count.
+        The last student with its averaged weights (each round's average is the next round's teacher, unless
+        next_teacher="raw"); its `students` hold the others by step count.
 
     Raises:
         ValueError: settings that contradict each other, the teacher, the data or an earlier run in output_dir.
+
+    Warns:
+        UserWarning: teacher_substeps < step_factor, and a teacher that is a student of longer than its own steps.
     """
     if config is None:
         if rounds is not None:
@@ -125,28 +152,32 @@ def distill(
     title = f"Distilling {config.teacher_steps} steps to {config.end_steps}"
     run = RunFolder(config, "distill", inputs, plan, title)
     for index, steps in enumerate(config.student_steps):
-        if on_main_process(partial(is_kept, run.student(steps))):
-            teacher = recall(run.student(steps), teacher, steps)
+        folder = run.student(steps)
+        if on_main_process(partial(is_kept, folder)):
+            student = recall(folder, teacher, steps)
         else:
             batches = BatchSource(dataset, config, index, device, teacher.num_classes is not None)
-            teacher = _distill_round(index, steps, teacher, batches, config, run)
+            student = _distill_round(index, steps, teacher, batches, config, run)
+        teacher = student if config.next_teacher == "ema" else recall(folder, student, steps, weights="raw")
     others = {n: run.student(n) for n in config.student_steps if n != config.end_steps}
-    if isinstance(teacher.network, UNet):
+    if isinstance(student.network, UNet):
         siblings = {n: f"../students/{path.name}" for n, path in others.items()}
-        on_main_process(lambda: save(teacher, run.model, students=siblings))
+        on_main_process(lambda: save(student, run.model, students=siblings))
     run.finish()
     on_main_process(lambda: write_run_report(run))
-    return with_students(teacher, others)
+    return with_students(student, others)
 
 
 def _distill_round(
     index: int, steps: int, teacher: Denoiser, batches: BatchSource, config: DistillConfig, run: RunFolder
 ) -> Denoiser:
-    label = f"{2 * steps} -> {steps} steps" if config.step_factor == 2 else f"student of {steps} steps"
+    label = f"{config.step_factor * steps} -> {steps} steps"
     student = teacher.with_network(copy_network(teacher.network).requires_grad_(True), valid_steps=(steps,))
 
     def on_validation(model: Denoiser, update: int) -> dict[str, float]:
-        comparison = compare_round(model, teacher, steps, config.validation_images)
+        comparison = compare_round(
+            model, teacher, steps, config.validation_images, teacher_substeps=config.teacher_substeps
+        )
         rows = [(name, to_uint8(images[:GRID_COLUMNS])) for name, images in comparison.rows()]
         if teacher.sample_shape[0] in (1, 3):
             run.save_grid(labelled_rows(rows), f"steps-{steps:04d}-update-{update:07d}", index, update)
@@ -210,6 +241,19 @@ def _check_teacher(teacher: Denoiser, config: DistillConfig) -> None:
         raise ValueError(
             f"the run starts from {wanted} steps, but the teacher was itself distilled for {teacher.valid_steps}; "
             "choose rounds and end_steps so that end_steps * step_factor ** rounds is one of them"
+        )
+    if teacher.valid_steps is not None and config.step_factor % config.teacher_substeps:
+        raise ValueError(
+            f"teacher_substeps is {config.teacher_substeps}, but the teacher was itself distilled for {wanted} steps "
+            f"and knows no other times; use a divisor of step_factor = {config.step_factor}"
+        )
+    if config.teacher_substeps < config.step_factor and (config.rounds > 1 or teacher.valid_steps is not None):
+        warnings.warn(
+            f"teacher_substeps is {config.teacher_substeps}, step_factor {config.step_factor}: a teacher that is a "
+            f"student itself takes steps {config.step_factor // config.teacher_substeps} times as long as those it was "
+            "trained for (the paper's appendix I does, to save computation, and found it worse than halving); "
+            f"teacher_substeps = {config.step_factor} uses all that it learned",
+            stacklevel=3,
         )
 
 

@@ -41,12 +41,15 @@ def is_kept(folder: Path) -> bool:
     return (folder / _MARK).exists()
 
 
-def recall(folder: Path, like: Denoiser, steps: int | None) -> Denoiser:
-    """Reads a student for `steps` steps, or a teacher (None); for a user's own network into a copy of `like`'s."""
+def recall(folder: Path, like: Denoiser, steps: int | None, weights: str = "ema") -> Denoiser:
+    """Reads the averaged ("ema") or "raw" weights of a student for `steps` steps, or of a teacher (None).
+
+    A network of the user's own is read into a copy of `like`'s.
+    """
     if isinstance(like.network, UNet):
-        return load(folder, device=like.device)
+        return load(folder, device=like.device, weights=weights)
     network = copy_network(like.network)
-    network.load_state_dict(load_file(folder / _WEIGHTS["ema"]))
+    network.load_state_dict(load_file(folder / _WEIGHTS[weights]))
     student = like.with_network(network.eval(), valid_steps=None if steps is None else (steps,))
     student.provenance = json.loads((folder / _MARK).read_text())["provenance"]
     return student

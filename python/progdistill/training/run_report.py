@@ -25,7 +25,7 @@ def loss_chart(records: list[dict[str, Any]]) -> str:
         if record["event"] == "update":
             curves.setdefault(record["label"], []).append((record["update"], record["loss"]))
     series = [Series(label, *zip(*points, strict=True)) for label, points in curves.items()]
-    return line_chart(series, title="Loss", x_label="update", y_label="weighted squared error", log_y=True)
+    return line_chart(series, title="Loss", x_label="update", y_label="weighted error", log_y=True)
 
 
 def round_table(records: list[dict[str, Any]]) -> Table:
@@ -36,9 +36,10 @@ def round_table(records: list[dict[str, Any]]) -> Table:
             row = {"round": record["label"], "seconds": f"{record['seconds']:.1f}"}
             if "steps" in record:
                 row["updates"] = str(record["updates"])
+                substeps = record["teacher_steps"] // record["steps"]
                 for who in ("student", "teacher"):
                     value, error = record[f"{who}_distance"], record[f"{who}_distance_error"]
-                    row[f"{who} at N to teacher at 2N"] = f"{value:.4f} ± {error:.4f}"
+                    row[f"{who} at N to teacher at {substeps}N"] = f"{value:.4f} ± {error:.4f}"
             rows.append(row)
     return Table(rows)
 
@@ -54,7 +55,7 @@ def write_run_report(run: RunFolder, *, running: bool = False) -> None:
             [
                 round_table(records),
                 "Paired distances are root-mean-square pixel differences (data range 2) on the same noise, with their "
-                "standard errors. A student should be closer to its teacher at 2N steps than the teacher at N is.",
+                "standard errors. A student should be closer to its teacher's many steps than the teacher's N are.",
             ],
         ),
         Section("Loss", [Svg(loss_chart(records))]),

@@ -42,6 +42,8 @@ class DenoisingObjective:
     def __init__(self, config: TrainConfig) -> None:
         self.weighting = config.weighting
         self.min_snr_gamma = config.min_snr_gamma
+        self.loss_type = config.loss_type
+        self.huber_c = config.huber_c
 
     def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss:
         phi = student.schedule.angle(uniform(batch.seeds, batch.update, Stream.TIME))
@@ -58,6 +60,8 @@ class DenoisingObjective:
             target_type=target_type,
             weighting=self.weighting,
             min_snr_gamma=self.min_snr_gamma,
+            loss_type=self.loss_type,
+            huber_c=self.huber_c,
             grad_scale=grad_scale,
         )
         return Loss(pred, grad, loss, phi)
