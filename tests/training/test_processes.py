@@ -128,3 +128,19 @@ def test_sampling_is_shared_out(runs, tmp_path):
         ours, theirs = (np.asarray(Image.open(tmp_path / who / file), dtype=int) for who in ("two", "alone"))
         # Pixels agree to 1e-5 whatever the batch; that may be a different rounding to 8 bits.
         assert abs(ours - theirs).max() <= 1
+
+
+def test_distances_are_those_of_one_process(runs, tmp_path):
+    """45 images in two shares; features differ by the rounding of other batches only."""
+    root, _ = runs
+    pixels = np.random.default_rng(1).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels)
+    command = ("-m", "progdistill", "evaluate", "--model", root / "two" / "student" / "model", "--num-images", "45")
+    command += ("--data", tmp_path / "images.npz", "--features", "pixels", "--steps", "1", "2", "--seeds", "2")
+    command += ("--metrics", "frechet", "precision_recall", "--output")
+    start(1, *command, tmp_path / "alone.json")
+    assert start(2, *command, tmp_path / "two.json").count("45 images") == 1
+    ours, theirs = (json.loads((tmp_path / f"{who}.json").read_text())["steps"] for who in ("two", "alone"))
+    for steps in ("1", "2"):
+        for figure in theirs[steps]:
+            assert ours[steps][figure]["values"] == pytest.approx(theirs[steps][figure]["values"], rel=1e-4)

@@ -9,6 +9,7 @@ from torch import nn
 
 from progdistill.cli.arguments import parse
 from progdistill.core.files import write_json_atomic
+from progdistill.core.processes import is_main_process
 from progdistill.data import ImageDataset, open_dataset
 from progdistill.evaluation import QualityMeter, add_dataset, reference_statistics
 from progdistill.interop import load
@@ -83,7 +84,7 @@ def run(arguments: list[str]) -> None:
     result |= (
         _of_images(config, features, dataset) if model is None else _of_model(config, features, dataset, model, steps)
     )
-    if config.output is not None:
+    if config.output is not None and is_main_process():
         write_json_atomic(config.output, result)
 
 
@@ -148,7 +149,7 @@ def _features(config: EvaluateConfig, dataset: ImageDataset | None) -> tuple[nn.
         return open_features(named), None
     classifier, facts = train_classifier(dataset.images(), dataset.labels, data_name=dataset.name)
     print(f"classifier: {facts['accuracy']:.1%} right on {facts['held_out_size']} held-out images")
-    if config.save_classifier is not None:
+    if config.save_classifier is not None and is_main_process():
         save_classifier(classifier, config.save_classifier)
     return classifier, facts
 

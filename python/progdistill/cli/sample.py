@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from progdistill.cli.arguments import parse
-from progdistill.core.processes import gather_objects, is_main_process, share_of, sum_over_processes
+from progdistill.core.processes import gather_on_main_process, is_main_process, share_of, sum_over_processes
 from progdistill.data import to_uint8
 from progdistill.interop import load
 from progdistill.report import image_grid, save_png
@@ -73,9 +73,9 @@ def run(arguments: list[str]) -> None:
     )
     pixels = to_uint8(images.cpu() * 2 - 1)
     if config.output.endswith(".png"):
-        whole = torch.cat(gather_objects(pixels))
-        if is_main_process():
-            save_png(image_grid(whole, columns=config.columns), config.output)
+        parts = gather_on_main_process(pixels)
+        if parts:
+            save_png(image_grid(torch.cat(parts), columns=config.columns), config.output)
     else:
         for seed, image in zip(seeds.tolist(), pixels, strict=True):
             save_png(image_grid(image[None], columns=1, scale=1, gap=0), Path(config.output) / f"{seed:06d}.png")

@@ -83,13 +83,16 @@ def any_process(value: bool) -> bool:
     return bool(sum_over_processes(torch.tensor(int(value))) > 0)
 
 
-def gather_objects(value: T) -> list[T]:
-    """Every process's value, by rank, in each of them. The processes trust each other: values travel as pickles."""
+def gather_on_main_process(value: T) -> list[T]:
+    """Every process's value, by rank, in the first process; the others get an empty list.
+
+    The processes trust each other: values travel as pickles.
+    """
     if process_count() == 1:
         return [value]
-    values: list[T | None] = [None] * process_count()
-    dist.all_gather_object(values, value)
-    return values  # type: ignore[return-value]
+    values: list = [None] * process_count() if is_main_process() else []
+    dist.gather_object(value, values or None, dst=0)
+    return values
 
 
 def on_main_process(action: Callable[[], T]) -> T:

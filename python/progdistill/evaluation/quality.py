@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from progdistill.core import Denoiser
+from progdistill.core.processes import gather_on_main_process, on_main_process, process_count, share_of
 from progdistill.data import ImageDataset, to_uint8
 from progdistill.evaluation.compare_round import class_labels_in_turn
 from progdistill.evaluation.reference import reference_statistics
@@ -51,7 +54,7 @@ class QualityMeter:
     Each set of `num_images` seeds is generated once, batch by batch, and its features serve all metrics; neither the
     images of a set nor those of the data set are held. The sets are disjoint and drawn alike, so the deviation between
     their figures is the sampling error of one figure, and deviation / sqrt(seeds) that of their mean. The bias of a
-    count (see each metric) is in every set alike.
+    count (see each metric) is in every set alike. Several processes share the seeds of a set; all get the figures.
 
     Args:
         features: a module that maps uint8 images (B, C, H, W) to features (B, F). A distance is called by the name
@@ -108,19 +111,37 @@ class QualityMeter:
 
     def _measure(self, metrics: Sequence[str], model: Denoiser, steps: int, options: dict) -> dict[str, Quality]:
         found: dict[str, list[Measurement]] = {}
+        mine = share_of(self.num_images)
+        mine = slice(mine.start, mine.stop)
         for k in range(self.seeds):
-            bank = bank_for(self.features, self.num_images, metrics)
             seeds = torch.arange(k * self.num_images, (k + 1) * self.num_images)
             labels = class_labels_in_turn(model, self.num_images)
-            with_logits = "inception_score" in metrics
-            for batch in features_of_seeds(
-                model, steps, seeds, self.features, class_labels=labels, with_logits=with_logits, **options
-            ):
-                bank.add_features(*batch)
-            device = arithmetic_device(self.features)
-            for name, measurement in compare(bank, self.reference_set, metrics, device=device).items():
+            batches = features_of_seeds(
+                model,
+                steps,
+                seeds[mine],
+                self.features,
+                class_labels=None if labels is None else labels[mine],
+                with_logits="inception_score" in metrics,
+                **options,
+            )
+            figures = on_main_process(partial(self._figures, metrics, _of_all_processes(batches)))
+            for name, measurement in figures.items():
                 found.setdefault(name, []).append(measurement)
         return {name: _over_sets(measurements) for name, measurements in found.items()}
+
+    def _figures(self, metrics: Sequence[str], batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict:
+        bank = bank_for(self.features, self.num_images, metrics)
+        for batch in batches:
+            bank.add_features(*batch)
+        return compare(bank, self.reference_set, metrics, device=arithmetic_device(self.features))
+
+
+def _of_all_processes(batches: Iterator[tuple[Tensor, Tensor | None]]) -> Iterable[tuple[Tensor, Tensor | None]]:
+    """The batches of all processes, in the order of their seeds, in the first one; alone, as they come."""
+    if process_count() == 1:
+        return batches
+    return chain.from_iterable(gather_on_main_process(list(batches)))
 
 
 def features_of_seeds(
