@@ -11,17 +11,18 @@ from progdistill.evaluation import QualityMeter
 from progdistill.interop import load
 from progdistill.metrics import load_classifier, train_classifier
 from progdistill.sampling.sample import student_for
+from progdistill.training.config import DataConfig
 from progdistill.training.loop import choose_device
 
 
 @dataclasses.dataclass(kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(DataConfig):
     """Frechet distance of a model's images against a data set, in the features of a classifier of that data set."""
 
     model: str
     """A model's folder."""
     data: str
-    """Image folder, .zip, .npz/.npy, .parquet, or "digits"."""
+    """As in train."""
     steps: tuple[int, ...] = ()
     """Step counts to measure; default: those that the student and its kept siblings have, 1 2 4 8 for a teacher."""
     num_images: int = 5000
@@ -43,7 +44,7 @@ def run(arguments: list[str]) -> None:
     counts = config.steps or _step_counts(model)
     for steps in counts:
         student_for(model, steps)
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, **config.reading_options())
     if config.classifier is not None:
         classifier, facts = load_classifier(config.classifier), None
     else:
@@ -58,7 +59,8 @@ def run(arguments: list[str]) -> None:
         print(f"{steps:>5} steps: {quality.mean:.3f} ± {quality.deviation:.3f}")
     if config.output is not None:
         description = {"features": classifier.description, "classifier": facts, "data": dataset.name}
-        write_json_atomic(config.output, {**description, "num_images": config.num_images, "steps": result})
+        description |= {"data_options": config.reading_options(), "num_images": config.num_images}
+        write_json_atomic(config.output, {**description, "steps": result})
 
 
 def _step_counts(model) -> tuple[int, ...]:

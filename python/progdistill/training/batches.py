@@ -33,6 +33,7 @@ class BatchSource:
         self, dataset: ImageDataset, config: LoopConfig, round_index: int, device: torch.device, conditional: bool
     ) -> None:
         self.dataset = dataset
+        self.images = dataset.on(device)
         self.config = config
         self.round_index = round_index
         self.device = device
@@ -48,12 +49,14 @@ class BatchSource:
             yield self._batch(update, first, count)
 
     def _batch(self, update: int, first: int, count: int) -> Batch:
-        seed, size = self.config.seed, len(self.dataset)
-        images, labels = self.dataset.batch(sample_indices(self._order_seed, first, count, size))
-        seeds = sample_seeds(seed, self.round_index, torch.arange(first, first + count))
+        # The next microbatch, of this update or the next one, follows on; it is read while this one is in use.
+        images, labels = self.images.batch(self._indices(first, count), following=self._indices(first + count, count))
+        seeds = sample_seeds(self.config.seed, self.round_index, torch.arange(first, first + count))
         flip = None
         if self.config.random_flip:
             flip = integers(seeds, update, Stream.FLIP, 2).bool().to(self.device)
-        cond = Condition(labels.to(self.device)) if self.conditional else None
-        x = to_float(images.to(self.device, non_blocking=True), flip=flip)
-        return Batch(x, seeds.to(self.device), update, cond)
+        cond = Condition(labels) if self.conditional else None
+        return Batch(to_float(images, flip=flip), seeds.to(self.device), update, cond)
+
+    def _indices(self, first: int, count: int) -> Tensor:
+        return sample_indices(self._order_seed, first, count, len(self.dataset))
