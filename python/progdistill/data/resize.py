@@ -70,7 +70,7 @@ def resize_to(resolution: int | tuple[int, int] | None, center_crop: bool, inter
         if not center_crop or interpolation != DEFAULT_INTERPOLATION:
             raise ValueError("center_crop and interpolation say how to reach a resolution; give resolution= as well")
         return None
-    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+    sides = resolution if isinstance(resolution, tuple | list) else (resolution, resolution)
     if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
         raise TypeError(f"resolution must be a number of pixels or a pair (height, width), not {resolution!r}")
     if not all(1 <= side <= _MAX_SIDE for side in sides):
