@@ -200,6 +200,17 @@ def test_a_zip_entry_that_lies_about_its_size_is_named(tmp_path):
         open_dataset(path)
 
 
+def test_a_zip_entry_without_a_name_does_no_harm(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("a.png", encode(pixels(0)))
+        archive.writestr("b.png", b"")
+    data = (tmp_path / "set.zip").read_bytes()
+    directory = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
+    nameless = data[directory : directory + 28] + b"\0\0\0\0\x05\0" + data[directory + 34 :]  # the name as comment
+    (tmp_path / "set.zip").write_bytes(data[:directory] + nameless)
+    assert len(open_dataset(tmp_path / "set.zip")) == 1
+
+
 def test_what_is_no_zip_is_refused(tmp_path):
     (tmp_path / "set.zip").write_bytes(b"PK nonsense")
     with pytest.raises(ValueError, match=r"set\.zip is not a readable zip archive"):

@@ -190,6 +190,20 @@ def test_damaged_shards_are_named(tmp_path, damage):
         open_dataset(tmp_path / "a.tar")
 
 
+@pytest.mark.parametrize("size", [b"77777777777\0", b"\x80" + b"\x7f" * 11, b"\xff" * 11 + b"\0"])
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L"])
+def test_headers_that_lie_about_sizes_are_refused_without_room_for_them(tmp_path, kind, size):
+    path = write_tar(tmp_path / "a.tar", sample_members(2), format=tarfile.GNU_FORMAT)
+    content = bytearray(path.read_bytes())
+    content[124:136], content[156:157] = size, kind
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read the tar file .*a\.tar") as caught:
+        open_dataset(path)
+    assert not isinstance(caught.value.__cause__, MemoryError)
+
+
 def test_a_sparse_member_is_refused(tmp_path):
     path = tmp_path / "a.tar"
     content = bytearray(write_tar(path, sample_members(1), format=tarfile.GNU_FORMAT).read_bytes())

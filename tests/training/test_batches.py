@@ -60,3 +60,15 @@ def test_rounds_share_the_images_on_a_device(tmp_path):
     second = BatchSource(first.dataset, first.config, 1, first.device, True)
     assert second.images is first.images
     assert not same(next(first.microbatches(0)), next(second.microbatches(0)))
+
+
+def test_the_next_batch_is_read_ahead(tmp_path, monkeypatch):
+    """Its guess is right, across updates and microbatches: every batch is read once."""
+    monkeypatch.setenv("PROGDISTILL_DATA_CACHE_BYTES", "0")
+    batches = source(tmp_path, gradient_accumulation_steps=2)
+    reads, read = [], batches.dataset.batch
+    monkeypatch.setattr(batches.dataset, "batch", lambda indices: reads.append(len(indices)) or read(indices))
+    for update in range(5):
+        assert len(list(batches.microbatches(update))) == 2
+    batches.images.close()
+    assert len(reads) in (10, 11)  # the one that follows the last may have begun

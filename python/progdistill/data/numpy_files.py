@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -55,7 +55,11 @@ def open_npy(path: Path, resize: Resize | None) -> ImageDataset:
     if _starts_with(path, b"PK"):
         raise ValueError(f"cannot read {path}: it is not what its suffix says; rename it to .npz")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as stream:
+            header = _read_header(stream)
+            if stream.tell() + header.nbytes > path.stat().st_size:
+                raise ValueError(f"its header says {header.shape} of {header.dtype}, which is more than the file holds")
+            array = np.memmap(path, header.dtype, "r", stream.tell(), header.shape, header.order)
     except Exception as error:
         raise _unreadable(str(path), error) from error
     return array_dataset(array, f"array {path}", resize=resize)
@@ -74,20 +78,37 @@ def _array_of(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
         raise _unreadable(f"array {key!r} of {path}", error) from error
 
 
-def _read_array(stream: BinaryIO) -> np.ndarray:
-    """What numpy.load reads, but memory grows with the bytes that there are, not with those that the header claims."""
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    order: str
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _read_header(stream: BinaryIO) -> _Header:
+    """The header of an .npy file, refused where NumPy's own readers would run code, overflow or crash."""
     version = np.lib.format.read_magic(stream)
     if version not in _HEADER_READERS:
         raise ValueError(f"version {version} of the format is for structured arrays")
     shape, fortran_order, dtype = _HEADER_READERS[version](stream)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
-    claimed, content = math.prod(shape) * dtype.itemsize, bytearray()
-    while chunk := stream.read(max(0, min(_CHUNK, claimed - len(content)))):
+    if dtype.itemsize == 0 or any(length <= 0 for length in shape):
+        raise ValueError(f"its shape {shape} of {dtype} holds nothing")
+    return _Header(shape, "F" if fortran_order else "C", dtype)
+
+
+def _read_array(stream: BinaryIO) -> np.ndarray:
+    """What numpy.load reads, but memory grows with the bytes that there are, not with those that the header claims."""
+    header, content = _read_header(stream), bytearray()
+    while chunk := stream.read(min(_CHUNK, header.nbytes - len(content))):
         content += chunk
-    if len(content) != claimed or stream.read(1):
-        raise ValueError(f"its header says {shape} of {dtype}, which is not the number of bytes that follow")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
+    if len(content) != header.nbytes or stream.read(1):
+        raise ValueError(f"its header says {header.shape} of {header.dtype}, but other bytes follow")
+    return np.frombuffer(content, header.dtype).reshape(header.shape, order=header.order)
 
 
 def _unreadable(where: str, error: Exception) -> ValueError:

@@ -56,7 +56,7 @@ def open_parquet(
                 for encoded, label in rows:
                     cells.append(encoded)
                     labels.append(label)
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeError) as error:
             raise ValueError(f"cannot read the parquet file {file}: {error}") from error
     if not labels:
         raise ValueError(f"{name} has no rows")

@@ -68,8 +68,8 @@ def open_span(file: Path, span: Span) -> BinaryIO:
 
 def _members(file: Path) -> Iterator[tuple[str, Span]]:
     """Names and places of the regular files in a tar file."""
-    total, before = file.stat().st_size, -1
-    with file.open("rb") as stream:
+    before = -1
+    with _Bounded(file) as stream:
         _refuse_compressed(file, stream)
         try:
             archive = tarfile.TarFile(fileobj=stream)
@@ -84,7 +84,7 @@ def _members(file: Path) -> Iterator[tuple[str, Span]]:
                 break
             archive.members.clear()  # it would keep every member, a kilobyte each
             end = member.offset_data + member.size
-            if member.size < 0 or end > total or archive.offset <= before or member.issparse():
+            if member.size < 0 or end > stream.total or archive.offset <= before or member.issparse():
                 raise _unreadable(file, f"member {member.name!r} is sparse, or it does not lie in the file")
             before = archive.offset
             if member.isreg():
@@ -106,6 +106,18 @@ def _refuse_compressed(file: Path, stream: BinaryIO) -> None:
 
 def _unreadable(file: Path, reason: object) -> ValueError:
     return ValueError(f"cannot read the tar file {file}: {reason}; it is damaged or incomplete, write it again")
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more is asked for than there is: Python sets aside what is asked for."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(io.FileIO(file))
+        self.total = file.stat().st_size
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self.total - self.tell())
+        return super().read(left if size < 0 else min(size, left))
 
 
 class _Window(io.RawIOBase):
