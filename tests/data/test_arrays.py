@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -119,9 +120,14 @@ def test_headers_that_lie_are_refused_without_room_for_their_claims(tmp_path, su
     else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("images.npy", content)
-    with pytest.raises(ValueError, match=rf"cannot read .*a\.{suffix}") as caught:
-        open_dataset(path)
-    assert not isinstance(caught.value.__cause__, MemoryError)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"cannot read .*a\.{suffix}") as caught:
+            open_dataset(path)
+        assert not isinstance(caught.value.__cause__, MemoryError)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
 
 
 def test_fortran_order_and_other_byte_orders_are_read(tmp_path):

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -199,9 +200,14 @@ def test_headers_that_lie_about_sizes_are_refused_without_room_for_them(tmp_path
     content[148:156] = b" " * 8
     content[148:156] = b"%06o\0 " % sum(content[:512])
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"cannot read the tar file .*a\.tar") as caught:
-        open_dataset(path)
-    assert not isinstance(caught.value.__cause__, MemoryError)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"cannot read the tar file .*a\.tar") as caught:
+            open_dataset(path)
+        assert not isinstance(caught.value.__cause__, MemoryError)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_sparse_member_is_refused(tmp_path):

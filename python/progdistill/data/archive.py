@@ -24,7 +24,7 @@ def open_archive(path: Path, resize: Resize | None) -> ImageDataset:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # damaged ones raise many kinds, such as UnicodeDecodeError for a name
         raise ValueError(f"{path} is not a readable zip archive: {error}") from error
-    names = visible(name for name in archive.namelist() if name and not name.endswith("/"))
+    names = visible(name for name in archive.namelist() if not name.endswith("/"))
 
     def open_entry(name: str) -> BinaryIO:
         entry = archive.getinfo(name)

@@ -38,7 +38,7 @@ _KINDS = (
     '"hf:" and a name on the Hugging Face hub, or "digits"'
 )
 _HUGGING_FACE_OPTIONS = ("split", "image_column", "label_column")
-_TABLES = {".parquet": (open_parquet, "parquet files"), ".tar": (open_shards, "tar shards")}
+_TABLES = {".parquet": open_parquet, ".tar": open_shards}
 
 
 def open_dataset(
@@ -116,7 +116,8 @@ def open_dataset(
         options.allow("a DatasetDict" if isinstance(source, dict) else "a Dataset", *_HUGGING_FACE_OPTIONS)
         return open_hugging_face(source, name, split, image_column, label_column, resize)
     if isinstance(source, Sequence) and source and all(isinstance(item, str | os.PathLike) for item in source):
-        return _open_files([Path(item).expanduser() for item in source], f"{len(source)} files", options)
+        files = [Path(item).expanduser() for item in source]
+        return _open_files(files, f"files {files[0]} and {len(files) - 1} more", options)
     indexed = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     if isinstance(source, IterableDataset | Mapping | bytes | bytearray) or not indexed:
         raise TypeError(
@@ -154,7 +155,7 @@ def _open_path(source: str, options: _Options) -> ImageDataset:
         return _open_hub(source, options)
     path = Path(source).expanduser()
     if is_pattern(path):
-        return _open_files(matching(path), str(path), options)
+        return _open_files(matching(path), f"files {path}", options)
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}; {beside(path)}. Allowed are {_KINDS}")
     if path.is_dir():
@@ -169,7 +170,7 @@ def _open_path(source: str, options: _Options) -> ImageDataset:
         case ".npy":
             options.allow("an .npy file")
             return open_npy(path, options.resize)
-    return _open_files([path], str(path), options)
+    return _open_files([path], f"file {path}", options)
 
 
 def _open_hub(source: str, options: _Options) -> ImageDataset:
@@ -189,8 +190,8 @@ def _open_folder_of_any_kind(folder: Path, options: _Options) -> ImageDataset:
     if tables and image_names(names):
         suffix = tables[0].suffix
         raise ValueError(
-            f"{folder} holds both images and {_TABLES[suffix.lower()][1]} ({summary(names)}): name a sub-folder, "
-            f'a file, or the pattern "{folder}/*{suffix}"'
+            f"{folder} holds both images and {suffix[1:]} files ({summary(names)}): name a sub-folder, a file or the "
+            f'pattern "{folder}/*{suffix}", or move one kind elsewhere'
         )
     if tables:
         return _open_files(tables, f"folder {folder}", options)
@@ -199,7 +200,7 @@ def _open_folder_of_any_kind(folder: Path, options: _Options) -> ImageDataset:
 
 
 def _open_files(files: list[Path], name: str, options: _Options) -> ImageDataset:
-    """Files that each hold many rows, all of one kind."""
+    """Files that each hold many images, all of one kind; `name` is what they are, without the kind."""
     missing = next((file for file in files if not file.exists()), None)
     if missing is not None:
         raise FileNotFoundError(f"no such file: {missing}; {beside(missing)}")
@@ -212,7 +213,6 @@ def _open_files(files: list[Path], name: str, options: _Options) -> ImageDataset
             f"cannot open {odd} by its suffix {odd.suffix!r}: {hint}allowed are {_KINDS}; several files must be all "
             f"{' or all '.join(_TABLES)}"
         )
-    open_table, kind = _TABLES[suffixes[0]]
-    options.allow(kind, "image_column", "label_column")
-    name = f"{kind.removesuffix('s') if len(files) == 1 else kind} {name}"
-    return open_table(files, name, options.image_column, options.label_column, options.resize)
+    kind = suffixes[0][1:]
+    options.allow(f"{kind} files", "image_column", "label_column")
+    return _TABLES[suffixes[0]](files, f"{kind} {name}", options.image_column, options.label_column, options.resize)
