@@ -68,7 +68,7 @@ def appendix_f(cells: dict[str, Any], images: Path) -> str:
         found, rows = cells_of(cells, f"appendix_f/{who}"), []
         for steps in sorted(found, key=int):
             cell = found[steps][0]
-            best = min(range(len(cell["gammas"])), key=lambda k: cell["stochastic"][k])  # noqa: B023
+            best = min(range(len(cell["gammas"])), key=lambda k: cell["stochastic"][k])
             row = [steps, f"{cell['ddim']:.1f}", f"{cell['stochastic'][best]:.1f}", f"{cell['gammas'][best]:.1f}"]
             rows.append([*row, f"{max(cell['stochastic']):.1f}"])
         parts.append(table([f"{who}, steps", "DDIM", "stochastic, best", "its gamma", "stochastic, worst"], rows))

@@ -55,6 +55,27 @@ def test_train_distill_sample_evaluate(files, capsys):
     assert "student/model" in capsys.readouterr().out
 
 
+def test_images_of_other_sizes_and_columns(files, capsys):
+    """resolution and the like, by the names of diffusers' scripts; distill takes them over from the teacher."""
+    (files / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        Image.fromarray(rng.integers(0, 256, (8 + index % 3, 9), dtype=np.uint8)).save(f"photos/{index}.png")
+    np.savez("odd.npz", pictures=rng.integers(0, 256, (40, 16, 20), dtype=np.uint8), classes=np.arange(40) % 4)
+    common = ["--device", "cpu", "--no-progress", "--train-batch-size", "8"]
+    train = ["train", "--config", "quick.yaml", "--network", "config.json", *common, "--resolution", "8"]
+    assert main([*train, "--data", "photos", "--output-dir", "teacher", "--interpolation", "area"]) == 0
+    distill = ["distill", "--teacher", "teacher", "--output-dir", "student", "--rounds", "1"]
+    assert main([*distill, "--updates-per-round", "2", *common]) == 0
+    columns = ["--data", "odd.npz", "--image-column", "pictures", "--label-column", "classes", "--no-center-crop"]
+    assert main([*train, *columns, "--class-conditional", "--output-dir", "labelled"]) == 0
+    evaluate = ["evaluate", "--model", "student", "--num-images", "40", "--seeds", "1", "--output", "quality.json"]
+    assert main([*evaluate, *columns, "--resolution", "8"]) == 0
+    assert json.loads((files / "quality.json").read_text())["data_options"]["center_crop"] is False
+    assert main([*train, "--data", "photos", "--output-dir", "x", "--split", "test"]) == 2
+    assert "split cannot be used with an image folder" in capsys.readouterr().err
+
+
 def test_usage_and_unknown_commands(capsys):
     assert main([]) == 2 and main(["--help"]) == 0
     usage = capsys.readouterr().out

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +93,50 @@ def test_broken_files_are_named(tmp_path, suffix, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"cannot read .*images\.{suffix}"):
         open_dataset(path)
+
+
+def with_header(array: np.ndarray, text: str) -> bytes:
+    """An .npy file whose header says something else than what follows it."""
+    return b"\x93NUMPY\x01\x00" + (len(text) + 1).to_bytes(2, "little") + text.encode() + b"\n" + array.tobytes()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (68719476736, 4, 4)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (4611686018427387904, 4611686018427387904)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 4, 4)}",
+        "{'descr': '|V0', 'fortran_order': True, 'shape': (-1,)}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (3, 0, 4)}",
+        "{'descr': '<U99999999', 'fortran_order': False, 'shape': (9999, 4, 4)}",
+    ],
+)
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_headers_that_lie_are_refused_without_room_for_their_claims(tmp_path, suffix, header):
+    """NumPy's own readers set the claimed memory aside, and one of these headers crashes its memory map."""
+    path, content = tmp_path / f"a.{suffix}", with_header(pixels(2, 4, 4), header)
+    if suffix == "npy":
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("images.npy", content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"cannot read .*a\.{suffix}") as caught:
+            open_dataset(path)
+        assert not isinstance(caught.value.__cause__, MemoryError)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+
+
+def test_fortran_order_and_other_byte_orders_are_read(tmp_path):
+    array = np.asfortranarray(pixels(5, 4, 6, 3))
+    values = (array / 127.5 - 1).astype(">f4", order="F")
+    for path in (tmp_path / "a.npy", tmp_path / "a.npz"):
+        for saved in (array, values):
+            np.save(path, saved) if path.suffix == ".npy" else np.savez_compressed(path, images=saved)
+            assert np.array_equal(open_dataset(path).images().numpy(), array.transpose(0, 3, 1, 2))
 
 
 def test_a_truncated_npy_is_named(tmp_path):

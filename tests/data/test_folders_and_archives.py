@@ -146,7 +146,7 @@ def test_one_colour_image_makes_all_rgb(tmp_path, container):
 
 def test_images_of_two_sizes_are_refused_by_name(tmp_path, container):
     files = {"a.png": encode(pixels(0)), "b.png": encode(pixels(0)), "c.png": encode(pixels(0, 7, 9, 3))}
-    with pytest.raises(ValueError, match=r"a\.png.* has 5x6 and .*c\.png.* has 9x7 .*ImageOps\.fit"):
+    with pytest.raises(ValueError, match=r"a\.png.* has 5x6 and .*c\.png.* has 9x7 .*resolution=5 "):
         open_dataset(write(tmp_path, files, container))
 
 
@@ -200,6 +200,17 @@ def test_a_zip_entry_that_lies_about_its_size_is_named(tmp_path):
         open_dataset(path)
 
 
+def test_a_zip_entry_without_a_name_does_no_harm(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("a.png", encode(pixels(0)))
+        archive.writestr("b.png", b"")
+    data = (tmp_path / "set.zip").read_bytes()
+    directory = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
+    nameless = data[directory : directory + 28] + b"\0\0\0\0\x05\0" + data[directory + 34 :]  # the name as comment
+    (tmp_path / "set.zip").write_bytes(data[:directory] + nameless)
+    assert len(open_dataset(tmp_path / "set.zip")) == 1
+
+
 def test_what_is_no_zip_is_refused(tmp_path):
     (tmp_path / "set.zip").write_bytes(b"PK nonsense")
     with pytest.raises(ValueError, match=r"set\.zip is not a readable zip archive"):
@@ -232,9 +243,9 @@ def test_a_missing_path_shows_what_is_there(tmp_path):
     (tmp_path / "cats.zip").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"cat\.zip; .* holds cats\.zip"):
         open_dataset(tmp_path / "cat.zip")
-    (tmp_path / "cats.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"suffix '\.tar'; allowed are an image folder"):
-        open_dataset(tmp_path / "cats.tar")
+    (tmp_path / "cats.rar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"suffix '\.rar': allowed are an image folder"):
+        open_dataset(tmp_path / "cats.rar")
 
 
 def test_links_to_folders_are_followed_once(tmp_path):

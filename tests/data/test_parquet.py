@@ -167,6 +167,15 @@ def test_broken_and_empty_files_are_named(tmp_path):
         open_dataset(path)
 
 
+def test_a_column_name_that_is_no_text_is_named(tmp_path):
+    path = write(
+        tmp_path / "a.parquet", {"image": as_structs([encode(a) for a in arrays(2)]), "label": pa.array([0, 1])}
+    )
+    path.write_bytes(path.read_bytes().replace(b"label", b"la\xffel"))
+    with pytest.raises(ValueError, match=r"cannot read the parquet file .*a\.parquet"):
+        open_dataset(path)
+
+
 def test_a_damaged_page_is_named(tmp_path):
     cells = [encode(array) for array in arrays(4, 40, 40, 3)]
     path = write(tmp_path / "a.parquet", {"image": as_structs(cells)}, compression="gzip")

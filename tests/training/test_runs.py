@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import progdistill
@@ -288,3 +289,41 @@ def test_no_gpu_is_said(images, tmp_path):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match="torch sees no GPU; use --device cpu"):
         quick_train(images, tmp_path / "run", device="cuda")
+
+
+@pytest.fixture
+def mixed_sizes(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index, size in enumerate([(8, 12), (20, 8), (17, 31)] * 4):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{index:02d}.png")
+    return str(folder)
+
+
+def test_distilling_reads_the_images_as_the_teacher_did(mixed_sizes, tmp_path):
+    """Without data=, the reading options come from the teacher's folder too; options of the run replace them."""
+    with pytest.raises(ValueError, match="resolution="):
+        quick_train(mixed_sizes, tmp_path / "refused")
+    quick_train(mixed_sizes, tmp_path / "teacher", resolution=8, interpolation="area")
+    teacher = str(tmp_path / "teacher" / "model")
+    recorded = quick_distill(teacher, tmp_path / "recorded")
+    options = {"data": mixed_sizes, "resolution": 8, "interpolation": "area"}
+    assert torch.equal(weights(recorded), weights(quick_distill(teacher, tmp_path / "named", **options)))
+    squeezed = quick_distill(teacher, tmp_path / "squeezed", center_crop=False)
+    assert not torch.equal(weights(recorded), weights(squeezed))
+    with pytest.raises(ValueError, match="resolution="):
+        quick_distill(teacher, tmp_path / "mixed", data=mixed_sizes)
+
+
+def test_reading_options_are_settings_of_a_run(images, tmp_path):
+    quick_train(images, tmp_path / "run", resolution=8)
+    with pytest.raises(ValueError, match=r"settings\.center_crop was None, is False"):
+        quick_train(images, tmp_path / "run", resolution=8, center_crop=False)
+
+
+def test_a_run_from_before_the_reading_options_resumes(images, tmp_path):
+    first = quick_train(images, tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert not {"resolution", "center_crop", "interpolation", "image_column", "split"} & set(settings)
+    assert torch.equal(weights(first), weights(quick_train(images, tmp_path / "run")))

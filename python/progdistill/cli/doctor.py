@@ -16,6 +16,7 @@ from progdistill.ops.backends import BACKENDS, best, declared, unavailable
 _EXTRAS = {
     "sklearn": ("quickstart", "the quickstart's images"),
     "pyarrow": ("data", "parquet data sets"),
+    "datasets": ("data", "data sets of Hugging Face's library and hub"),
     "diffusers": ("test", "only the tests; exported students need nothing of ours"),
 }
 

@@ -24,11 +24,12 @@ from progdistill.metrics import (
 )
 from progdistill.metrics.compare import arithmetic_device, bank_for, checked_metrics, needs_features, needs_reference
 from progdistill.sampling.sample import student_for
+from progdistill.training.config import DataConfig
 from progdistill.training.device import choose_device
 
 
 @dataclasses.dataclass(kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(DataConfig):
     """Distances of a model's images, or of given images, to a data set, in the features of a network."""
 
     model: str | None = None
@@ -36,7 +37,7 @@ class EvaluateConfig:
     images: str | None = None
     """Images to measure instead of a model's: folder, .zip, .npz/.npy or .parquet."""
     data: str | None = None
-    """Reference images: folder, .zip, .npz/.npy, .parquet, or "digits". Optional if --reference-statistics exist."""
+    """Reference images, as in train. Optional if --reference-statistics exist."""
     metrics: tuple[str, ...] = ("frechet",)
     """frechet, kernel, precision_recall, density_coverage, sliced_wasserstein, inception_score."""
     steps: tuple[int, ...] = ()
@@ -71,7 +72,7 @@ def run(arguments: list[str]) -> None:
         steps = config.steps or _step_counts(model)
         for count in steps:
             student_for(model, count)
-    dataset = None if config.data is None else open_dataset(config.data)
+    dataset = None if config.data is None else open_dataset(config.data, **config.reading_options())
     features, facts = _features(config, dataset)
     features.to(device)
     names = metric_names(features)
@@ -79,6 +80,7 @@ def run(arguments: list[str]) -> None:
         "features": features_name(features),
         "features_fingerprint": features_fingerprint(features),
         "classifier": facts,
+        "data_options": config.reading_options(),
         "names": names,
     }
     result |= (

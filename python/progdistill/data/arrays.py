@@ -1,8 +1,6 @@
-"""NumPy files, arrays and tensors that hold all images at once."""
+"""Arrays and tensors that hold all images at once."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,41 +9,17 @@ from torch import Tensor
 from progdistill.data.image_dataset import ImageDataset
 from progdistill.data.labels import class_labels
 from progdistill.data.pixels import to_uint8
+from progdistill.data.resize import Resize, resized
 
-_IMAGE_KEYS = ("images", "image", "x", "arr_0")
-_LABEL_KEYS = ("labels", "label", "y")
 _RANGE_SLACK = 1e-4
 
 
-def open_npz(path: Path, key: str | None, label_column: str | None) -> ImageDataset:
-    """Images of an .npz file: the array `key`, or the first of "images", "image", "x", "arr_0".
-
-    Labels are the array `label_column`, or the first of "labels", "label", "y", if there is one. See
-    `array_dataset`.
-
-    Raises:
-        KeyError: the file has no such array; the message lists those it has.
-        ValueError: not an .npz file of plain arrays, or an array that is no set of images.
-    """
-    with _load(path) as arrays:
-        image_key = _choose(path, arrays.files, key, _IMAGE_KEYS, "key", "images")
-        label_key = _choose(path, arrays.files, label_column, _LABEL_KEYS, "label_column", None)
-        images = _array_of(arrays, image_key, path)
-        labels = None if label_key is None else _array_of(arrays, label_key, path)
-    return array_dataset(images, f"array {image_key!r} of {path}", labels, f"array {label_key!r} of {path}")
-
-
-def open_npy(path: Path) -> ImageDataset:
-    """Images of an .npy file, memory-mapped: a large one is read batch by batch. See `array_dataset`.
-
-    Raises:
-        ValueError: not an .npy file of a plain array, or an array that is no set of images.
-    """
-    return array_dataset(_load(path, mmap_mode="r"), f"array {path}")
-
-
 def array_dataset(
-    images: np.ndarray | Tensor, name: str, labels: np.ndarray | None = None, labels_name: str = ""
+    images: np.ndarray | Tensor,
+    name: str,
+    labels: np.ndarray | None = None,
+    labels_name: str = "",
+    resize: Resize | None = None,
 ) -> ImageDataset:
     """A data set of one array or tensor.
 
@@ -63,7 +37,7 @@ def array_dataset(
         images = tensor_to_numpy(images)
     store = _ArrayStore(images, name)
     classes = None if labels is None else class_labels(labels, len(store), labels_name)
-    return ImageDataset(store, classes, name)
+    return ImageDataset(resized(store, resize), classes, name)
 
 
 def tensor_to_numpy(tensor: Tensor) -> np.ndarray:
@@ -135,44 +109,3 @@ class _ArrayStore:
         if self._axis is None:
             return images[:, None]
         return images if self._axis == 0 else images.transpose(0, 3, 1, 2)
-
-
-def _load(path: Path, **options):
-    try:
-        loaded = np.load(path, allow_pickle=False, **options)
-    except Exception as error:
-        raise _unreadable(str(path), error) from error
-    wants_npz = path.suffix.lower() == ".npz"
-    if isinstance(loaded, np.lib.npyio.NpzFile) != wants_npz:
-        raise ValueError(f"{path} is not what its suffix says: rename it to {'.npy' if wants_npz else '.npz'}")
-    return loaded
-
-
-def _array_of(arrays, key: str, path: Path) -> np.ndarray:
-    try:
-        return arrays[key]
-    except Exception as error:
-        raise _unreadable(f"array {key!r} of {path}", error) from error
-
-
-def _unreadable(where: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"cannot read {where}: {error}. Pickled (object) arrays are refused because loading them runs code; "
-        "save plain uint8 images with numpy.savez or numpy.save"
-    )
-
-
-def _choose(
-    path: Path, found: list[str], wanted: str | None, usual: tuple[str, ...], option: str, needed: str | None
-) -> str | None:
-    if wanted is not None:
-        if wanted not in found:
-            raise KeyError(f"{path} has no array {wanted!r}; it has {found}: pass one of them as {option}=")
-        return wanted
-    chosen = next((key for key in usual if key in found), None)
-    if chosen is None and needed is not None:
-        raise KeyError(
-            f"{path} has no array named {' or '.join(map(repr, usual))} for the {needed}; it has {found}: "
-            f"pass one of them as {option}="
-        )
-    return chosen

@@ -69,7 +69,7 @@ def check_encoded_size(size: int) -> None:
         ValueError: `size` bytes are more than that.
     """
     if size > MAX_ENCODED_BYTES:
-        raise ValueError(f"more than {MAX_ENCODED_BYTES} encoded bytes, the limit for one image")
+        raise ValueError(f"more than {MAX_ENCODED_BYTES} encoded bytes, the limit for one file")
 
 
 def image_to_array(image: Image.Image) -> np.ndarray:
@@ -100,7 +100,7 @@ def channels_first(pixels: np.ndarray, channels: int) -> np.ndarray:
 def _header_of(image: Image.Image) -> Header:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS}, the limit for one image")
+        raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS}, the limit for one file")
     if _orientation(image) >= 5:
         width, height = height, width
     return Header(height, width, image.mode in _GREY_MODES)

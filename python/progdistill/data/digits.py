@@ -6,9 +6,10 @@ import numpy as np
 
 from progdistill.data.arrays import array_dataset
 from progdistill.data.image_dataset import ImageDataset
+from progdistill.data.resize import Resize
 
 
-def open_digits() -> ImageDataset:
+def open_digits(resize: Resize | None) -> ImageDataset:
     """1797 grey 8x8 images of the digits 0..9, labelled; their 17 grey levels are spread over 0..255.
 
     Raises:
@@ -22,4 +23,4 @@ def open_digits() -> ImageDataset:
         ) from error
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return array_dataset(pixels, "digits of scikit-learn", digits.target, "digits of scikit-learn")
+    return array_dataset(pixels, "digits of scikit-learn", digits.target, "digits of scikit-learn", resize)

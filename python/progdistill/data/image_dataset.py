@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from typing import Protocol
+import weakref
 
 import torch
 from torch import Tensor
 
+from progdistill.data.cache_size import cache_bytes
+from progdistill.data.device_images import DeviceImages, exact_device
+from progdistill.data.image_store import ImageStore, TensorStore, store_bytes, take_all
 from progdistill.data.labels import Labels
-from progdistill.data.workers import with_progress
-
-CACHE_VARIABLE = "PROGDISTILL_DATA_CACHE_BYTES"
-_DEFAULT_CACHE_BYTES = 2 * 2**30
-_BLOCK = 1024
-
-
-class ImageStore(Protocol):
-    """N images of one shape that can be fetched by index."""
-
-    shape: tuple[int, int, int]
-
-    def __len__(self) -> int: ...
-
-    def take(self, indices: Tensor) -> Tensor:
-        """int64 (B,) in 0..N-1 on the CPU -> uint8 (B, C, H, W)."""
-        ...
-
-
-class TensorStore:
-    """Images that lie in memory, decoded: uint8, (N, C, H, W)."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-        self.shape = tuple(images.shape[1:])
-
-    def __len__(self) -> int:
-        return self.images.shape[0]
-
-    def take(self, indices: Tensor) -> Tensor:
-        return self.images.index_select(0, indices)
+from progdistill.data.resize import Resize, ResizedStore
 
 
 class ImageDataset:
@@ -52,11 +24,13 @@ class ImageDataset:
 
     def __init__(self, store: ImageStore, labels: Labels | None, name: str) -> None:
         """Wraps `store`, whose images are loaded here if they fit the cache; `name` describes the source."""
-        if len(store) * _bytes_per_image(store) <= cache_bytes() and not isinstance(store, TensorStore):
-            store = TensorStore(_take_all(store, f"loading {name}"))
+        if store_bytes(store) <= cache_bytes() and not isinstance(store, TensorStore):
+            store = TensorStore(take_all(store, f"loading {name}"))
         self._store = store
         self._labels = labels
         self._name = name
+        # Weak: whoever uses the images on a device keeps them there, not the data set.
+        self._on_device: weakref.WeakValueDictionary[torch.device, DeviceImages] = weakref.WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._store)
@@ -86,6 +60,16 @@ class ImageDataset:
         """What the images come from, for people and for JSON."""
         return self._name
 
+    @property
+    def nbytes(self) -> int:
+        """The size of all images, decoded."""
+        return store_bytes(self._store)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all images lie decoded in memory; otherwise each batch is decoded when it is asked for."""
+        return isinstance(self._store, TensorStore)
+
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """The images and labels at `indices`.
 
@@ -100,6 +84,11 @@ class ImageDataset:
             IndexError: an index is out of range.
             ValueError: `indices` is not one-dimensional, or an image cannot be decoded.
         """
+        indices = self.check(indices)
+        return self._store.take(indices), None if self.labels is None else self.labels[indices]
+
+    def check(self, indices: Tensor) -> Tensor:
+        """`indices` on the CPU; raises what `batch` raises for wrong ones."""
         if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
             kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
             raise TypeError(f"indices must be an int64 tensor, not {kind}")
@@ -109,46 +98,26 @@ class ImageDataset:
         outside = indices[(indices < 0) | (indices >= len(self))]
         if len(outside):
             raise IndexError(f"index {int(outside[0])} is outside 0..{len(self) - 1} of {self.name}")
-        return self._store.take(indices), None if self.labels is None else self.labels[indices]
+        return indices
 
-    def images(self) -> Tensor:
-        """All images, uint8 (N, C, H, W), on the CPU: N * C * H * W bytes. Read it, do not write into it.
+    def images(self, device: torch.device | str = "cpu") -> Tensor:
+        """All images, uint8 (N, C, H, W), on `device`: N * C * H * W bytes. Read it, do not write into it.
 
         Raises:
             ValueError: an image cannot be decoded.
         """
         if isinstance(self._store, TensorStore):
-            return self._store.images
-        return _take_all(self._store, f"loading {self.name}")
+            return self._store.images.to(device)
+        return take_all(self._store, f"loading {self.name}", device)
 
+    def on(self, device: torch.device | str) -> DeviceImages:
+        """The images for use on a device; one `DeviceImages` for all that ask while one of them keeps it."""
+        device = exact_device(device)
+        shared = self._on_device.get(device)
+        if shared is None:
+            self._on_device[device] = shared = DeviceImages(self, device)
+        return shared
 
-def cache_bytes() -> int:
-    """How many bytes of decoded images are kept in memory: 2 GiB or $PROGDISTILL_DATA_CACHE_BYTES.
-
-    Raises:
-        ValueError: the variable is not a whole number from 0 on.
-    """
-    text = os.environ.get(CACHE_VARIABLE, str(_DEFAULT_CACHE_BYTES)).strip()
-    if not text.isdecimal():
-        raise ValueError(f"{CACHE_VARIABLE} must be a number of bytes, 0 or more, not {text!r}")
-    return int(text)
-
-
-def _bytes_per_image(store: ImageStore) -> int:
-    channels, height, width = store.shape
-    return channels * height * width
-
-
-def _take_all(store: ImageStore, description: str) -> Tensor:
-    images = torch.empty((len(store), *store.shape), dtype=torch.uint8)
-    blocks = torch.arange(len(store)).split(max(1, min(_BLOCK, 2**26 // _bytes_per_image(store))))
-    done = (index for block in blocks for index in _copy_block(store, block, images))
-    for _ in with_progress(done, len(store), description):
-        pass
-    return images
-
-
-def _copy_block(store: ImageStore, block: Tensor, images: Tensor) -> range:
-    start, stop = int(block[0]), int(block[-1]) + 1
-    images[start:stop] = store.take(block)
-    return range(start, stop)
+    def resized(self, resize: Resize) -> ImageDataset:
+        """The same images at another size."""
+        return ImageDataset(ResizedStore(self._store, resize), self._labels, self._name)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from progdistill.data.cache_size import cache_bytes
 from progdistill.data.cells import Cells
 from progdistill.data.encoded import EncodedStore
-from progdistill.data.image_dataset import ImageDataset, cache_bytes
+from progdistill.data.image_dataset import ImageDataset
 from progdistill.data.labels import class_labels
+from progdistill.data.resize import Resize
+from progdistill.data.splits import check_one_split
 from progdistill.data.workers import with_progress
 
 _IMAGE_COLUMNS = ("image", "img", "images")
 _LABEL_COLUMNS = ("label", "labels")
 _BATCH_ROWS = 256
-_SPLIT = re.compile(r"(?:^|[^a-z])(train|test|validation|valid|val|dev|eval)(?=[^a-z]|$)")
 
 
-def open_parquet(files: Sequence[Path], name: str, image_column: str | None, label_column: str | None) -> ImageDataset:
+def open_parquet(
+    files: Sequence[Path], name: str, image_column: str | None, label_column: str | None, resize: Resize | None
+) -> ImageDataset:
     """The images of one or more parquet files: the rows in order, the files as given.
 
     The image column holds encoded images: a struct with a field "bytes" (Hugging Face) or plain binary. It is
@@ -38,7 +41,7 @@ def open_parquet(files: Sequence[Path], name: str, image_column: str | None, lab
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError('reading parquet files needs pyarrow: pip install "progdistill[data]"') from error
-    _check_one_split(files, name)
+    check_one_split(files, name)
     cells = Cells(cache_bytes())
     labels: list[Any] = []
     num_classes = 0
@@ -53,12 +56,13 @@ def open_parquet(files: Sequence[Path], name: str, image_column: str | None, lab
                 for encoded, label in rows:
                     cells.append(encoded)
                     labels.append(label)
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeError) as error:
             raise ValueError(f"cannot read the parquet file {file}: {error}") from error
     if not labels:
         raise ValueError(f"{name} has no rows")
     cells.seal()
-    return ImageDataset(EncodedStore(cells, name), class_labels(labels, len(labels), name, num_classes), name)
+    classes = class_labels(labels, len(labels), name, num_classes)
+    return ImageDataset(EncodedStore(cells, name, resize), classes, name)
 
 
 def _rows(table: Any, image_column: str, label_column: str | None = None) -> Iterator[tuple[bytes | None, Any]]:
@@ -111,13 +115,3 @@ def _declared_classes(schema: Any, label_column: list[str]) -> int:
         return len(features[label_column[0]]["names"])
     except (KeyError, IndexError, TypeError, ValueError):
         return 0
-
-
-def _check_one_split(files: Sequence[Path], name: str) -> None:
-    splits = {file: tuple(_SPLIT.findall(file.stem.lower())[-1:]) for file in files}
-    if len(set(splits.values())) > 1:
-        one_of_each = {split: file.name for file, split in splits.items()}
-        raise ValueError(
-            f"{name} mixes the splits of a data set ({', '.join(sorted(one_of_each.values()))}); "
-            'name one file, or a pattern such as "folder/train-*.parquet"'
-        )

@@ -11,15 +11,20 @@ from PIL import Image
 from torch import Tensor
 
 from progdistill.data.arrays import channel_axis, check_signed, tensor_to_numpy
+from progdistill.data.cache_size import cache_bytes
 from progdistill.data.decode import Header, channels_first, image_to_array
 from progdistill.data.encoded import common_shape
-from progdistill.data.image_dataset import ImageDataset, TensorStore, cache_bytes
+from progdistill.data.image_dataset import ImageDataset
+from progdistill.data.image_store import TensorStore
 from progdistill.data.labels import class_labels
 from progdistill.data.pixels import to_uint8
+from progdistill.data.resize import Resize
 from progdistill.data.workers import with_progress
 
 
-def open_torch_dataset(dataset: Any, image_column: str | None, label_column: str | None) -> ImageDataset:
+def open_torch_dataset(
+    dataset: Any, image_column: str | None, label_column: str | None, resize: Resize | None
+) -> ImageDataset:
     """A map-style data set: `len(dataset)` items `dataset[i]`.
 
     An item is an image, (image, label), or a mapping with "image" and perhaps "label" (or the columns named).
@@ -32,7 +37,7 @@ def open_torch_dataset(dataset: Any, image_column: str | None, label_column: str
         TypeError, KeyError, ValueError: an item is none of these; the message names its index.
     """
     name = f"data set {type(dataset).__module__}.{type(dataset).__qualname__}"
-    store = _ItemStore(dataset, image_column, label_column, name)
+    store = _ItemStore(dataset, image_column, label_column, name, resize)
     limit, kept, kept_bytes = cache_bytes(), [], 0
     labels, headers, lowest = [], [], float("inf")
     for index in with_progress(range(len(store)), len(store), f"reading {name}"):
@@ -48,7 +53,7 @@ def open_torch_dataset(dataset: Any, image_column: str | None, label_column: str
             f"{name}: no floating-point image has a negative value, so they seem to be in [0, 1]; [-1, 1] is "
             "expected: return image * 2 - 1, or uint8"
         )
-    store.shape = common_shape(headers, store.describe)
+    store.shape = common_shape(headers, store.describe, resize)
     classes = class_labels(labels, len(store), name)
     if len(kept) < len(store) or len(store) * int(np.prod(store.shape)) > limit:
         return ImageDataset(store, classes, name)
@@ -61,8 +66,10 @@ def open_torch_dataset(dataset: Any, image_column: str | None, label_column: str
 class _ItemStore:
     shape: tuple[int, int, int]
 
-    def __init__(self, dataset: Any, image_column: str | None, label_column: str | None, name: str) -> None:
-        self._dataset, self._name = dataset, name
+    def __init__(
+        self, dataset: Any, image_column: str | None, label_column: str | None, name: str, resize: Resize | None
+    ) -> None:
+        self._dataset, self._name, self._resize = dataset, name, resize
         self._image_column, self._label_column = image_column, label_column
 
     def __len__(self) -> int:
@@ -82,6 +89,10 @@ class _ItemStore:
 
     def item(self, index: int) -> tuple[np.ndarray, Any, float]:
         """Pixels, uint8 (H, W) or (H, W, 3); the label or None; a float image's minimum, else infinity."""
+        pixels, label, low = self._unsized_item(index)
+        return self._resize(pixels) if self._resize else pixels, label, low
+
+    def _unsized_item(self, index: int) -> tuple[np.ndarray, Any, float]:
         where = self.describe(index)
         try:
             item = self._dataset[index]

@@ -122,7 +122,9 @@ def line_chart(
     top = _draw_legend(root, names, _draw_title(root, title, width), width)
     height += max(int(top) - _ONE_LINE_TOP, 0)
     left = 24 + max(_text_width(label) for _, label in y_axis.ticks)
-    plot = _Plot(left, top + 32, width - 28, height - 54, x_axis, y_axis)
+    # Labels of the horizontal axis are centred on their ticks, and the last tick may be the panel's end.
+    right = width - max(28, 4 + max(_text_width(label) for _, label in x_axis.ticks) / 2)
+    plot = _Plot(max(left, width - right), top + 32, right, height - 54, x_axis, y_axis)
     for element in (root, panel):
         element.set("width", str(width))
         element.set("height", str(height))

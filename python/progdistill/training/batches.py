@@ -42,6 +42,7 @@ class BatchSource:
                 f"{config.gradient_accumulation_steps} microbatches; change it, or gradient_accumulation_steps"
             )
         self.dataset = dataset
+        self.images = dataset.on(device)
         self.config = config
         self.round_index = round_index
         self.device = device
@@ -54,16 +55,20 @@ class BatchSource:
         size, accumulated = self.config.train_batch_size, self.config.gradient_accumulation_steps
         parts = accumulated * process_count()
         count = size // parts
-        for part in range(process_rank() * accumulated, (process_rank() + 1) * accumulated):
-            yield self._batch(update, update * parts + part, update * size + part * count, count)
+        own = range(process_rank() * accumulated, (process_rank() + 1) * accumulated)
+        firsts = [update * size + part * count for part in own] + [(update + 1) * size + own[0] * count]
+        for part, first, following in zip(own, firsts, firsts[1:], strict=False):
+            yield self._batch(update, update * parts + part, first, following, count)
 
-    def _batch(self, update: int, number: int, first: int, count: int) -> Batch:
-        seed, size = self.config.seed, len(self.dataset)
-        images, labels = self.dataset.batch(sample_indices(self._order_seed, first, count, size))
-        seeds = sample_seeds(seed, self.round_index, torch.arange(first, first + count))
+    def _batch(self, update: int, number: int, first: int, following: int, count: int) -> Batch:
+        # The following microbatch of this process is read while this one is in use.
+        images, labels = self.images.batch(self._indices(first, count), following=self._indices(following, count))
+        seeds = sample_seeds(self.config.seed, self.round_index, torch.arange(first, first + count))
         flip = None
         if self.config.random_flip:
             flip = integers(seeds, update, Stream.FLIP, 2).bool().to(self.device)
-        cond = Condition(labels.to(self.device)) if self.conditional else None
-        x = to_float(images.to(self.device, non_blocking=True), flip=flip)
-        return Batch(x, seeds.to(self.device), update, number, cond)
+        cond = Condition(labels) if self.conditional else None
+        return Batch(to_float(images, flip=flip), seeds.to(self.device), update, number, cond)
+
+    def _indices(self, first: int, count: int) -> Tensor:
+        return sample_indices(self._order_seed, first, count, len(self.dataset))

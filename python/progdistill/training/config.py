@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from progdistill.data.resize import DEFAULT_INTERPOLATION, Interpolation
 from progdistill.ops.checks import check_huber_c, check_min_snr_gamma
 from progdistill.ops.names import canonical_loss_type, canonical_prediction_type, canonical_weighting
 from progdistill.sampling.addim import check_addim_eta
@@ -19,6 +20,31 @@ class RunConfig:
 
     output_dir: str
     """Folder for models, checkpoints, metrics, pictures and the report."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class DataConfig:
+    """How the images of `data` are read; the options of `progdistill.data.open_dataset`."""
+
+    dataset_config_name: str | None = None
+    """Configuration of a data set on the Hugging Face hub."""
+    split: str | None = None
+    """Split of a Hugging Face data set; default: train, or the only one."""
+    image_column: str | None = None
+    """Column with the images; for .npz the array, for .tar the part of a sample (jpg)."""
+    label_column: str | None = None
+    """Column with the labels."""
+    resolution: int | None = None
+    """Side of the square that every image is cropped and resized to; default: all images have one size already."""
+    center_crop: bool = True
+    """Crop to the centre before resizing; no: squeeze the whole image."""
+    interpolation: Interpolation = DEFAULT_INTERPOLATION
+    """How to resize, always antialiased: bilinear, area, bicubic or lanczos."""
+
+    def reading_options(self) -> dict[str, Any]:
+        """Keyword arguments of `open_dataset`: those that are not at their defaults."""
+        fields = dataclasses.fields(DataConfig)
+        return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -103,11 +129,11 @@ class LoopConfig(RunConfig):
 
 
 @dataclasses.dataclass(kw_only=True)
-class TeacherConfig(RunConfig):
+class TeacherConfig(DataConfig, RunConfig):
     """What a teacher is and sees."""
 
     data: str = ""
-    """Image folder, .zip, .npz/.npy, .parquet, or "digits"."""
+    """Image folder, .zip, .npz/.npy, .parquet, .tar, "train-{000..009}.tar", "hf:NAME" of the hub, or "digits"."""
     network: str = "cifar10"
     """A named network (cifar10, imagenet64, lsun128, ddpm-cifar10-32, digits8), or the path of a unet/config.json."""
     max_train_steps: int = 800_000
@@ -143,13 +169,13 @@ class TrainConfig(LoopConfig, TeacherConfig):
 
 
 @dataclasses.dataclass(kw_only=True)
-class RoundsConfig(RunConfig):
+class RoundsConfig(DataConfig, RunConfig):
     """Which rounds a distillation has."""
 
     teacher: str = ""
     """The teacher's folder."""
     data: str = ""
-    """As in train; default: the data set that the teacher's folder records."""
+    """As in train; default: the data set that the teacher's folder records, read as it was then."""
     rounds: int = 10
     """How often the step count is divided by step_factor."""
     end_steps: int = 1
@@ -246,8 +272,17 @@ class DistillConfig(LoopConfig, RoundsConfig):
 
 def fingerprint(config: LoopConfig) -> dict[str, Any]:
     """The settings that decide a run's result, JSON-ready; a resumed run must have the same."""
-    free = {"output_dir", "overwrite", "progress", "checkpoints_total_limit", "checkpointing_steps", "device"}
-    free.add("report_to")
+    free = {
+        "output_dir",
+        "overwrite",
+        "progress",
+        "checkpoints_total_limit",
+        "checkpointing_steps",
+        "device",
+        "report_to",
+    }
+    if isinstance(config, DataConfig):  # these count where they are given: runs from before they existed resume
+        free |= {f.name for f in dataclasses.fields(DataConfig)} - set(config.reading_options())
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
     if "updates_at" in fields:
         fields["updates_at"] = {str(k): v for k, v in fields["updates_at"].items()}

@@ -141,7 +141,8 @@ def distill(
     device = choose_device(config.device)
     teacher = _opened(teacher if teacher is not None else config.teacher).to(device)
     _check_teacher(teacher, config)
-    dataset = open_dataset(_data_source(data if data is not None else config.data, teacher))
+    source, options = _data_source(data if data is not None else config.data, config, teacher)
+    dataset = open_dataset(source, **options)
     if tuple(dataset.shape) != teacher.sample_shape:
         raise ValueError(
             f"{dataset.name} has images of shape {tuple(dataset.shape)}, the teacher makes {teacher.sample_shape}; "
@@ -257,13 +258,14 @@ def _check_teacher(teacher: Denoiser, config: DistillConfig) -> None:
         )
 
 
-def _data_source(data: Any, teacher: Denoiser) -> Any:
+def _data_source(data: Any, config: DistillConfig, teacher: Denoiser) -> tuple[Any, dict[str, Any]]:
+    """What `open_dataset` is given; options of the run replace those that the teacher's folder records."""
     if data is not None and not (isinstance(data, str) and not data):
-        return data
+        return data, config.reading_options()
     facts: Any = teacher.provenance
     while isinstance(facts, dict):
         if facts.get("data_source"):
-            return facts["data_source"]
+            return facts["data_source"], {**(facts.get("data_options") or {}), **config.reading_options()}
         facts = facts.get("teacher")
     raise ValueError(
         "the teacher's folder does not record a data set; name one with data=... (a folder, .zip, .npz, .parquet or "

@@ -109,7 +109,7 @@ def train(
             **settings,
         )
     join_processes()
-    dataset = open_dataset(data if data is not None else config.data)
+    dataset = open_dataset(data if data is not None else config.data, **config.reading_options())
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
     student = _new_denoiser(network or config.network, dataset, config).to(device)
@@ -146,6 +146,7 @@ def train(
         "recipe": "train",
         "data": dataset.name,
         "data_source": config.data or None,
+        "data_options": config.reading_options(),
         "updates": config.max_train_steps,
         "seconds": round(result.seconds, 3),
     }
