@@ -134,7 +134,7 @@ def _teacher_and_student(config: QuickstartConfig, output: Path) -> tuple[Denois
         output_dir=str(output),
         updates_per_round=config.updates_per_round,
         updates_at=last,
-        learning_rate=4e-3,
+        learning_rate=6e-3,
         **common,
     )
     return teacher, student

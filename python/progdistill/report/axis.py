@@ -91,6 +91,8 @@ def _power_of_ten_ticks(low: float, high: float, max_ticks: int) -> Ticks:
             chosen = shown[:: -(-len(shown) // (max_ticks + 2))]
             return tuple((value, f"{value:g}" if 1e-3 <= value < 1e6 else _scientific(value, 0)) for value in chosen)
     step = _round_step((high - low) / max_ticks)
+    if math.floor(high / step) == math.ceil(low / step):  # a single one
+        step = _round_step(step / 2.5)
     return _labelled([index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)], step)
 
 
