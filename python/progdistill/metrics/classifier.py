@@ -187,7 +187,7 @@ def load_classifier(path: str | os.PathLike[str]) -> FeatureClassifier:
     """Reads what `save_classifier` wrote: a classifier on the CPU in evaluation mode.
 
     The random generators are left alone. Raises FileNotFoundError, or ValueError if the file holds something
-    else.
+    else or is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -196,9 +196,12 @@ def load_classifier(path: str | os.PathLike[str]) -> FeatureClassifier:
         raise ValueError(f"{os.fspath(path)} is no safetensors file ({error}): name another, or save it anew") from None
     if config is None:
         raise ValueError(f"{os.fspath(path)} has no {_METADATA_KEY!r} metadata: it was not written by save_classifier")
-    with torch.device("meta"):
-        classifier = FeatureClassifier(**json.loads(config))
-    classifier.load_state_dict(load_file(path), assign=True)
+    try:
+        with torch.device("meta"):
+            classifier = FeatureClassifier(**json.loads(config))
+        classifier.load_state_dict(load_file(path), assign=True)
+    except (SafetensorError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{os.fspath(path)} is damaged ({error}): copy it again, or train and save it anew") from error
     return classifier.requires_grad_(True).eval()
 
 
