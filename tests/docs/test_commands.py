@@ -1,5 +1,7 @@
 """Every command of the docs runs: on tiny data, with a tiny network and as few updates as there can be."""
 
+import dataclasses
+import json
 import os
 import re
 import shlex
@@ -12,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tiny
 from progdistill.cli.main import main
-from progdistill.nets.config import UNetConfig
 from progdistill.report import save_png
 
 ROOT = Path(__file__).parents[2]
@@ -86,17 +88,7 @@ def workplace(tmp_path, monkeypatch):
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(table.table(rows), tmp_path / "cifar10.parquet")
-    network = UNetConfig(
-        sample_size=8,
-        block_out_channels=(8,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        mid_block_type=None,
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-    import json
-
+    network = dataclasses.replace(tiny.NETWORK, in_channels=3, out_channels=3)
     (tmp_path / "tiny.json").write_text(json.dumps(network.to_dict()))
     return tmp_path
 

@@ -21,42 +21,30 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
 import progdistill
-from progdistill.nets.config import UNetConfig
 from progdistill.training import checkpoint as checkpoint_module
 
-NETWORK = UNetConfig(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(8,),
-    down_block_types=("DownBlock2D",),
-    up_block_types=("UpBlock2D",),
-    mid_block_type=None,
-    layers_per_block=1,
-    norm_num_groups=4,
-    dropout=0.1,
-)
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import tiny
+
 WHEN = ("at random", "while a checkpoint is written", "at the end of a round")
 SLOW_FLUSH = 0.002  # seconds; widens the time in which a checkpoint is half written
 
 
 def whole_run(folder: Path) -> None:
     """A teacher and three students: the run that is killed."""
-    images = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
     common = {"train_batch_size": 4, "progress": False, "device": "cpu", "logging_steps": 3, "checkpointing_steps": 2}
     common |= {"ema_decay": 0.9, "learning_rate": 1e-3}
     teacher = progdistill.train(
-        images, str(folder / "teacher"), network=NETWORK, max_train_steps=40, lr_warmup_steps=2, **common
+        tiny.IMAGES, str(folder / "teacher"), network=tiny.WITH_DROPOUT, max_train_steps=40, lr_warmup_steps=2, **common
     )
     progdistill.distill(
         teacher,
         rounds=3,
-        data=images,
+        data=tiny.IMAGES,
         output_dir=str(folder / "student"),
         updates_per_round=20,
         validation_images=2,

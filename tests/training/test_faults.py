@@ -21,9 +21,9 @@ from progdistill.training.checkpoint import Checkpoint, CheckpointFolder
 from progdistill.training.metrics_log import MetricsLog
 from progdistill.training.running_loss import RunningLoss
 from progdistill.training.stopping import RunInterrupted, StopRequest
+from tiny import IMAGES, NETWORK
 
 HERE = Path(__file__).parent
-IMAGES = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
 SETTINGS = {
     "max_train_steps": 12,
     "train_batch_size": 4,
@@ -37,32 +37,8 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def network():
-    from progdistill.nets.config import UNetConfig
-
-    return UNetConfig(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        mid_block_type=None,
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-
-
 def run(folder, **settings):
-    return train(IMAGES, str(folder), network=network(), **{**SETTINGS, **settings})
+    return train(IMAGES, str(folder), network=NETWORK, **{**SETTINGS, **settings})
 
 
 def weights(model):
@@ -128,7 +104,7 @@ def test_a_second_sigterm_is_not_held_back():
 
 
 def test_the_command_line_exits_with_0_on_sigterm(tmp_path):
-    (tmp_path / "net.json").write_text(json.dumps(network().to_dict()))
+    (tmp_path / "net.json").write_text(json.dumps(NETWORK.to_dict()))
     np.savez(tmp_path / "images.npz", images=IMAGES)
     command = [sys.executable, "-m", "progdistill", "train", "--data", "images.npz", "--output-dir", "run"]
     command += ["--network", "net.json", "--max-train-steps", "100000", "--logging-steps", "1", "--device", "cpu"]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -81,9 +82,11 @@ def test_two_processes_equal_the_whole_batch_but_for_rounding(tmp_path):
     AdamW divides by the gradient's size, so a rounding difference of 1e-7 in a gradient that is nearly zero may turn a
     step of up to 1e-3; in the mean the weights must agree to 1e-5.
     """
-    source = SCRIPT.read_text().replace("dropout=0.1", "dropout=0.0")
-    script = tmp_path / "no_dropout.py"
+    source = SCRIPT.read_text().replace("tiny.WITH_DROPOUT", "tiny.NETWORK")
+    script = tmp_path / "training" / "no_dropout.py"
+    script.parent.mkdir()
     script.write_text(source)
+    shutil.copy(SCRIPT.parents[1] / "tiny.py", tmp_path)
     start(2, script, tmp_path / "two", 1)
     start(1, script, tmp_path / "whole", 1)
     two, whole = weights(tmp_path / "two"), weights(tmp_path / "whole")

@@ -5,31 +5,18 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from progdistill.cli.main import main
 from progdistill.core import Denoiser
-from progdistill.nets.config import UNetConfig
 from progdistill.training import distill, train
 from progdistill.training import run_report as run_report_module
 from progdistill.training.progress import Plan, RunProgress, duration
+from tiny import IMAGES, NETWORK
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
 COMMON = {"train_batch_size": 4, "logging_steps": 2, "device": "cpu", "progress": False, "ema_decay": 0.9}
-NETWORK = UNetConfig(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(8,),
-    down_block_types=("DownBlock2D",),
-    up_block_types=("UpBlock2D",),
-    mid_block_type=None,
-    layers_per_block=1,
-    norm_num_groups=4,
-)
 
 
 def teacher_run(folder, **settings):

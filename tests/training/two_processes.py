@@ -10,33 +10,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import progdistill
 from progdistill.core.processes import leave_processes
-from progdistill.nets.config import UNetConfig
 from progdistill.training.running_loss import RunningLoss
 from progdistill.training.stopping import RunInterrupted
 
-NETWORK = UNetConfig(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(8,),
-    down_block_types=("DownBlock2D",),
-    up_block_types=("UpBlock2D",),
-    mid_block_type=None,
-    layers_per_block=1,
-    norm_num_groups=4,
-    dropout=0.1,
-)
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import tiny
 
 
 def main(folder: Path, accumulation: int, stop_at: int | None) -> None:
     """Both recipes."""
     torch.set_num_threads(1)
-    images = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
     common = {"train_batch_size": 8, "gradient_accumulation_steps": accumulation, "device": "cpu", "progress": True}
     common |= {"ema_decay": 0.9, "learning_rate": 1e-3, "logging_steps": 5, "checkpointing_steps": 4}
     if stop_at is not None:
@@ -49,12 +36,12 @@ def main(folder: Path, accumulation: int, stop_at: int | None) -> None:
 
         RunningLoss.add = add
     teacher = progdistill.train(
-        images, str(folder / "teacher"), network=NETWORK, max_train_steps=12, lr_warmup_steps=2, **common
+        tiny.IMAGES, str(folder / "teacher"), network=tiny.WITH_DROPOUT, max_train_steps=12, lr_warmup_steps=2, **common
     )
     progdistill.distill(
         teacher,
         rounds=2,
-        data=images,
+        data=tiny.IMAGES,
         output_dir=str(folder / "student"),
         updates_per_round=8,
         validation_images=4,
