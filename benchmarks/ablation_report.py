@@ -118,7 +118,6 @@ def main() -> None:
         seeds=", ".join(map(str, seeds)),
         processor=results["machine"]["processor"],
         torch=results["machine"]["torch"],
-        hours=f"{sum(cell['cpu_seconds'] for cell in cells.values()) / 3600:.1f}",
         **settings,
     )
     write_text_atomic(arguments.docs / "ablation.md", page)
