@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import progdistill
-from progdistill.core.processes import leave_processes
+from progdistill.core.processes import end_process
 from progdistill.training.running_loss import RunningLoss
 from progdistill.training.stopping import RunInterrupted
 
@@ -47,8 +47,8 @@ def main(folder: Path, accumulation: int, stop_at: int | None) -> None:
         validation_images=4,
         **common,
     )
-    leave_processes()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    end_process(0)

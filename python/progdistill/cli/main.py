@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import sys
 import warnings
+from typing import NoReturn
 
 import progdistill
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if "RANK" not in os.environ:
         return _run(command, rest)
-    return _run_as_one_of_several(command, rest)
+    _run_as_one_of_several(command, rest)
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -55,23 +55,19 @@ def _run(command: str, arguments: list[str]) -> int:
     return 0
 
 
-def _run_as_one_of_several(command: str, arguments: list[str]) -> int:
+def _run_as_one_of_several(command: str, arguments: list[str]) -> NoReturn:
     """Under torchrun: joins the other processes, and silences all but the first."""
-    from progdistill.core.processes import is_main_process, join_processes, leave_processes
+    from progdistill.core.processes import end_process, is_main_process, join_processes
 
     join_processes()
-    with contextlib.ExitStack() as stack:
-        if not is_main_process():
-            silence = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(silence))
-            warnings.simplefilter("ignore")
-        try:
-            status = _run(command, arguments)
-        except SystemExit as end:  # wrong arguments (2), --help and runs stopped by SIGTERM (0)
-            status = int(end.code or 0)
-        if status == 0:
-            leave_processes()
-    return status
+    if not is_main_process():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+        warnings.simplefilter("ignore")
+    try:
+        status = _run(command, arguments)
+    except SystemExit as end:  # wrong arguments (2), --help and runs stopped by SIGTERM (0)
+        status = int(end.code or 0)
+    end_process(status)
 
 
 def usage() -> str:
