@@ -7,22 +7,11 @@ import pytest
 import yaml
 from PIL import Image
 
+import tiny
 from progdistill.cli import main
 from progdistill.cli.arguments import parse
 from progdistill.cli.main import COMMANDS
-from progdistill.nets.config import UNetConfig
 from progdistill.training import DistillConfig, TrainConfig
-
-TINY = UNetConfig(
-    sample_size=8,
-    in_channels=1,
-    out_channels=1,
-    block_out_channels=(16,),
-    down_block_types=("DownBlock2D",),
-    up_block_types=("UpBlock2D",),
-    layers_per_block=1,
-    norm_num_groups=4,
-)
 
 
 @pytest.fixture
@@ -30,7 +19,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     np.savez("images.npz", images=rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), labels=np.arange(40) % 4)
-    (tmp_path / "config.json").write_text(json.dumps(TINY.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(tiny.NETWORK.to_dict()))
     (tmp_path / "quick.yaml").write_text("max-train-steps: 4\ntrain_batch_size: 8\nlr_warmup_steps: 1\n")
     return tmp_path
 

@@ -13,6 +13,7 @@ from progdistill.cli.main import main
 from progdistill.core import Denoiser
 from progdistill.training import distill, train
 from progdistill.training import run_report as run_report_module
+from progdistill.training import trackers as trackers_module
 from progdistill.training.progress import Plan, RunProgress, duration
 from tiny import IMAGES, NETWORK
 
@@ -125,6 +126,20 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     teacher_run(tmp_path / "run", report_to=("wandb",))
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert (tmp_path / "run" / "wandb-id.txt").read_text()
+
+
+def test_trackers_are_closed_when_a_run_fails(tmp_path, monkeypatch):
+    """Else Weights & Biases would count it as running."""
+    pytest.importorskip("tensorboard")
+    closed = []
+    monkeypatch.setattr(trackers_module._TensorBoard, "close", lambda self: closed.append(self))
+    calls = iter(range(1, 100))
+    original = torch.nn.utils.clip_grad_norm_
+    broken = lambda *a: original(*a) if next(calls) < 3 else torch.tensor(float("nan"))  # noqa: E731
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", broken)
+    with pytest.raises(FloatingPointError):
+        teacher_run(tmp_path, report_to=("tensorboard",))
+    assert len(closed) == 1
 
 
 def test_an_unknown_tracker_is_refused(tmp_path):

@@ -15,7 +15,7 @@ COMMANDS = {
     "train": "train a teacher (Algorithm 1)",
     "distill": "distil a teacher round by round (Algorithm 2)",
     "sample": "generate images with a teacher or student",
-    "evaluate": "Frechet distance of a model against a data set, by step count",
+    "evaluate": "distances of a model's images, by step count, or of given images to a data set",
     "runs": "list the runs below a folder with their state",
     "doctor": "what was built, what is used where, and how to mend what is missing",
 }
@@ -34,9 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"progdistill: unknown command {command!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if "RANK" not in os.environ:
-        return _run(command, rest)
-    _run_as_one_of_several(command, rest)
+    from progdistill.core.processes import launched_by_torchrun
+
+    if launched_by_torchrun():
+        _run_as_one_of_several(command, rest)
+    return _run(command, rest)
 
 
 def _run(command: str, arguments: list[str]) -> int:

@@ -94,7 +94,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 def any_process(value: bool) -> bool:
     """Whether any process says yes."""
-    return bool(sum_over_processes(torch.tensor(int(value))) > 0)
+    return value if process_count() == 1 else bool(sum_over_processes(torch.tensor(int(value))) > 0)
 
 
 def gather_on_main_process(value: T) -> list[T]:

@@ -83,10 +83,10 @@ def run_round(round_: Round, batches: BatchSource, config: LoopConfig, run: RunF
     try:
         return _RoundInProgress(round_, batches, config, run).to_its_end()
     except (RunInterrupted, KeyboardInterrupt) as interruption:
-        run.progress.end("interrupted", str(interruption) or "by the keyboard")
+        run.end("interrupted", str(interruption) or "by the keyboard")
         raise
     except Exception as error:
-        run.progress.end("failed", str(error))
+        run.end("failed", str(error))
         raise
 
 

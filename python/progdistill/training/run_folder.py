@@ -110,11 +110,16 @@ class RunFolder:
         if is_main_process():
             self.checkpoints.clear()
 
-    def finish(self) -> None:
-        """Notes the end, and removes what only an unfinished run needs, or a killed process left half written."""
+    def end(self, state: str, message: str | None = None) -> None:
+        """Notes that the run is "finished", "interrupted" or "failed", and lets the trackers go."""
         for tracker in self._trackers or ():
             tracker.close()
-        self.progress.end("finished")
+        self._trackers = None
+        self.progress.end(state, message)
+
+    def finish(self) -> None:
+        """Notes the end, and removes what only an unfinished run needs, or a killed process left half written."""
+        self.end("finished")
         self.clear_checkpoints()
         if is_main_process():
             for pattern in _HALF_WRITTEN:
