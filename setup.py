@@ -1,8 +1,9 @@
 """Builds the C++/CUDA extension with CMake; everything else about the package is in pyproject.toml.
 
 Environment:
-    PROGDISTILL_CUDA            AUTO (default: with nvcc), ON (fail without nvcc) or OFF.
-    CUDAARCHS                   CUDA architectures as CMake writes them, e.g. "80;90"; default 90.
+    PROGDISTILL_CUDA            AUTO (default: with nvcc), ON (fail without nvcc), OFF, or EMULATED (for tests).
+    CUDAARCHS                   CUDA architectures as CMake writes them; default "80-real;90": machine code for the
+                                A100 and H100 families, PTX for what comes after.
     CMAKE_ARGS                  further arguments for CMake.
     CMAKE_CXX_COMPILER_LAUNCHER, CMAKE_CUDA_COMPILER_LAUNCHER   e.g. ccache (CMake reads them itself).
     MAX_JOBS                    parallel compiler processes.

@@ -92,6 +92,17 @@ const Tensor& Arguments::output(std::string name, py::handle object, int heads) 
   return tensor;
 }
 
+const Tensor& Arguments::array(const char* name, py::handle object, DType dtype) {
+  const Tensor& tensor = keep(name, object);
+  if (tensor.dtype() != dtype) {
+    throw py::type_error(tensor.name() + " is " + text(tensor.dtype()) + "; expected " + text(dtype));
+  }
+  if (!tensor.is_contiguous()) {
+    throw py::value_error(tensor.name() + " has shape " + tensor.shape_text() + "; it must be contiguous");
+  }
+  return tensor;
+}
+
 void* Arguments::loss(const char* name, py::handle object) {
   const Tensor& tensor = keep(name, object);
   if (tensor.dtype() != state_->dtype()) {

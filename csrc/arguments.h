@@ -9,8 +9,7 @@
 #include <optional>
 
 #include "images.h"
-#include "loss_type.h"
-#include "rotation.h"
+#include "objective.h"
 #include "tensor.h"
 
 namespace progdistill {
@@ -31,6 +30,8 @@ class Arguments {
   const Tensor& state(const char* name, pybind11::handle object);
   /// The state's batch and image size, its channels once for each head; its dtype, or bfloat16 beside float32.
   const Tensor& output(std::string name, pybind11::handle object, int heads);
+  /// Contiguous and of that dtype; its shape is the caller's affair.
+  const Tensor& array(const char* name, pybind11::handle object, DType dtype);
   /// (B,) in the state's dtype.
   void* loss(const char* name, pybind11::handle object);
   /// float64 of shape (B,), or (rows, B).

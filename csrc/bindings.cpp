@@ -9,10 +9,7 @@
 #include "build_info.h"
 #include "loops/loops.h"
 #include "ops.h"
-
-#if defined(PD_HAS_CUDA)
-#include "bindings_cuda.h"
-#endif
+#include "run.h"
 
 namespace py = pybind11;
 
@@ -61,42 +58,106 @@ std::optional<Sink> read_gradient(Arguments& arguments, py::handle object, const
   return sink(grad, heads);
 }
 
-void call_normal(py::handle out, py::handle seeds, int64_t step, int64_t stream, int threads) {
-  const Tensor to("out", out), from("seeds", seeds);
-  if (to.dtype() != DType::float32) throw py::type_error("out is " + text(to.dtype()) + "; expected float32");
-  if (from.dtype() != DType::int64) throw py::type_error("seeds is " + text(from.dtype()) + "; expected int64");
-  if (to.device().type == dlpack::kCuda || from.device().type == dlpack::kCuda) {
-    throw py::value_error("out and seeds must be on the CPU");
+/// Which normals: the words that a counter is made of, where they lie.
+struct Draw {
+  const int64_t* seeds;
+  const int64_t* step;
+  uint32_t stream;
+};
+
+Draw read_draw(
+    Arguments& arguments, py::handle seeds, py::handle step, int64_t stream, int64_t samples, int64_t count) {
+  const Tensor& from = arguments.array("seeds", seeds, DType::int64);
+  const Tensor& when = arguments.array("step", step, DType::int64);
+  if (from.ndim() != 1 || from.size(0) != samples) {
+    throw py::value_error("seeds has shape " + from.shape_text() + "; expected (" + std::to_string(samples) + ",)");
   }
-  if (from.ndim() != 1 || to.ndim() < 1 || to.size(0) != from.size(0)) {
-    throw py::value_error("out " + to.shape_text() + " and seeds " + from.shape_text() + " must be (B, ...) and (B,)");
-  }
-  if (!to.is_contiguous() || !from.is_contiguous()) throw py::value_error("out and seeds must be contiguous");
+  if (when.count() != 1) throw py::value_error("step has shape " + when.shape_text() + "; expected one element");
   if (stream < 0 || stream >= int64_t{1} << 32) {
     throw py::value_error("stream is " + std::to_string(stream) + "; it must lie in [0, 2^32)");
   }
-  const int64_t samples = from.size(0), count = samples > 0 ? to.count() / samples : 0;
   if (count > int64_t{1} << 34) throw py::value_error("a sample has at most 2^34 elements");
-  py::gil_scoped_release unlocked;
-  normal(
-      static_cast<float*>(to.data()), static_cast<const int64_t*>(from.data()), samples, count, step,
-      static_cast<uint32_t>(stream), threads);
+  return {static_cast<const int64_t*>(from.data()), static_cast<const int64_t*>(when.data()),
+          static_cast<uint32_t>(stream)};
 }
 
-bool call_diffuse(py::handle z, py::handle x, py::handle noise, py::handle phi, int threads) {
-  Arguments arguments;
+/// Where a CUDA kernel leaves the partial sums of samples that more than one block works on.
+double* read_partials(Arguments& arguments, py::handle object, const Layout& layout) {
+  const int64_t chunks = cuda::chunks_per_sample(layout.elements);
+  if (chunks <= 1) return nullptr;
+  const Tensor& partials = arguments.array("partials", object, DType::float64);
+  if (partials.count() < layout.samples * chunks) {
+    throw py::value_error(
+        "partials has shape " + partials.shape_text() + "; expected at least (" + std::to_string(layout.samples) +
+        ", " + std::to_string(chunks) + ")");
+  }
+  return static_cast<double*>(partials.data());
+}
+
+/// Work put on a stream. CUDA kernels look at no values: the caller hears that all is well.
+bool launched(int code, const char* operation) {
+  raise_if_failed(code, operation);
+  return true;
+}
+
+bool call_normal(py::handle out, py::handle seeds, py::handle step, int64_t stream, py::handle how) {
+  const Run run(how, out);
+  Arguments arguments(run.device());
+  const Tensor& to = arguments.array("out", out, DType::float32);
+  if (to.ndim() < 1) throw py::value_error("out " + to.shape_text() + " must be (B, ...)");
+  const int64_t samples = to.size(0), count = samples > 0 ? to.count() / samples : 0;
+  const Draw draw = read_draw(arguments, seeds, step, stream, samples, count);
+  auto* numbers = static_cast<float*>(to.data());
+  if constexpr (kHasCuda) {
+    if (run.on_cuda()) {
+      return launched(
+          cuda::normal(numbers, draw.seeds, samples, count, draw.step, draw.stream, run.queue()), "normal");
+    }
+  }
+  py::gil_scoped_release unlocked;
+  normal(numbers, draw.seeds, samples, count, *draw.step, draw.stream, run.threads());
+  return true;
+}
+
+bool call_diffuse(py::handle z, py::handle x, py::handle noise, py::handle phi, py::handle how) {
+  const Run run(how, x);
+  Arguments arguments(run.device());
   const Source clean = source(arguments.state("x", x)), random = source(arguments.state("noise", noise));
   const Sink to = sink(arguments.state("z", z));
   const double* angles = arguments.angles("phi", phi);
   const Layout layout = arguments.layout();
+  if constexpr (kHasCuda) {
+    if (run.on_cuda()) return launched(cuda::diffuse(layout, to, clean, random, angles, run.queue()), "diffuse");
+  }
   py::gil_scoped_release unlocked;
-  return diffuse(layout, to, clean, random, angles, threads);
+  return diffuse(layout, to, clean, random, angles, run.threads());
+}
+
+bool call_diffuse_seeded(
+    py::handle z, py::handle x, py::handle seeds, py::handle step, int64_t stream, py::handle phi, py::handle how) {
+  const Run run(how, x);
+  Arguments arguments(run.device());
+  const Source clean = source(arguments.state("x", x));
+  const Sink to = sink(arguments.state("z", z));
+  const double* angles = arguments.angles("phi", phi);
+  const Layout layout = arguments.layout();
+  const Draw draw = read_draw(arguments, seeds, step, stream, layout.samples, layout.elements);
+  if constexpr (kHasCuda) {
+    if (run.on_cuda()) {
+      return launched(
+          cuda::diffuse_seeded(layout, to, clean, draw.seeds, draw.step, draw.stream, angles, run.queue()),
+          "diffuse_seeded");
+    }
+  }
+  py::gil_scoped_release unlocked;
+  return diffuse_seeded(layout, to, clean, draw.seeds, *draw.step, draw.stream, angles, run.threads());
 }
 
 bool call_ddim_step(
     py::handle z_next, py::handle z, py::handle out, py::handle phi, py::handle phi_next, int prediction_type,
-    MaybeDouble clip, int threads) {
-  Arguments arguments;
+    MaybeDouble clip, py::handle how) {
+  const Run run(how, z);
+  Arguments arguments(run.device());
   const Prediction prediction = prediction_of(prediction_type, "prediction_type");
   const int count = heads(prediction);
   const Source state = source(arguments.state("z", z));
@@ -104,28 +165,43 @@ bool call_ddim_step(
   const Sink next = sink(arguments.state("z_next", z_next));
   const double *from = arguments.angles("phi", phi), *to = arguments.angles("phi_next", phi_next);
   const Layout layout = arguments.layout();
+  if constexpr (kHasCuda) {
+    if (run.on_cuda()) {
+      return launched(
+          cuda::ddim_step(layout, next, state, output, from, to, prediction, clip, run.queue()), "ddim_step");
+    }
+  }
   py::gil_scoped_release unlocked;
-  return ddim_step(layout, next, state, output, from, to, prediction, clip, threads);
+  return ddim_step(layout, next, state, output, from, to, prediction, clip, run.threads());
 }
 
 bool call_distillation_target(
     py::handle target, py::handle z, const py::list& outs, py::handle phis, int prediction_type, int target_type,
-    MaybeDouble clip, int threads) {
-  Arguments arguments;
+    MaybeDouble clip, py::handle how) {
+  const Run run(how, z);
+  Arguments arguments(run.device());
   const Prediction wanted = prediction_of(target_type, "target_type");
   const Source state = source(arguments.state("z", z));
   const Teacher teacher = read_teacher(arguments, outs, phis, prediction_type, clip);
   const Tensor& result = arguments.output("target", target, heads(wanted));
   if (result.dtype() != arguments.first_state().dtype()) throw py::type_error("target must have the dtype of z");
+  const Sink to = sink(result, heads(wanted));
   const Layout layout = arguments.layout();
+  if constexpr (kHasCuda) {
+    if (run.on_cuda()) {
+      return launched(
+          cuda::distillation_target(layout, to, state, teacher, wanted, run.queue()), "distillation_target");
+    }
+  }
   py::gil_scoped_release unlocked;
-  return distillation_target(layout, sink(result, heads(wanted)), state, teacher, wanted, threads);
+  return distillation_target(layout, to, state, teacher, wanted, run.threads());
 }
 
 bool call_distillation_loss(
     py::handle loss, py::handle grad, py::handle pred, py::handle z, const py::list& outs, py::handle phis,
-    int teacher_type, MaybeDouble clip, const Options& options, int threads) {
-  Arguments arguments;
+    int teacher_type, MaybeDouble clip, const Options& options, py::handle partials, py::handle how) {
+  const Run run(how, z);
+  Arguments arguments(run.device());
   const Objective objective = read_objective(options);
   const int count = heads(objective.prediction);
   const Source state = source(arguments.state("z", z));
@@ -134,14 +210,24 @@ bool call_distillation_loss(
   const Teacher teacher = read_teacher(arguments, outs, phis, teacher_type, clip);
   void* losses = arguments.loss("loss", loss);
   const Layout layout = arguments.layout();
+  if constexpr (kHasCuda) {
+    if (run.on_cuda()) {
+      double* sums = read_partials(arguments, partials, layout);
+      return launched(
+          cuda::distillation_loss(
+              layout, losses, sums, slope, source(own, count), state, teacher, objective, run.queue()),
+          "distillation_loss");
+    }
+  }
   py::gil_scoped_release unlocked;
-  return distillation_loss(layout, losses, slope, source(own, count), state, teacher, objective, threads);
+  return distillation_loss(layout, losses, slope, source(own, count), state, teacher, objective, run.threads());
 }
 
 bool call_prediction_loss(
     py::handle loss, py::handle grad, py::handle pred, py::handle z, py::handle target, py::handle phi,
-    int target_type, const Options& options, int threads) {
-  Arguments arguments;
+    int target_type, const Options& options, py::handle partials, py::handle how) {
+  const Run run(how, z);
+  Arguments arguments(run.device());
   const Objective objective = read_objective(options);
   const Prediction wanted = prediction_of(target_type, "target_type");
   const int count = heads(objective.prediction);
@@ -152,8 +238,18 @@ bool call_prediction_loss(
   const double* angles = arguments.angles("phi", phi);
   void* losses = arguments.loss("loss", loss);
   const Layout layout = arguments.layout();
+  if constexpr (kHasCuda) {
+    if (run.on_cuda()) {
+      double* sums = read_partials(arguments, partials, layout);
+      return launched(
+          cuda::prediction_loss(
+              layout, losses, sums, slope, source(own, count), state, goal, angles, wanted, objective, run.queue()),
+          "prediction_loss");
+    }
+  }
   py::gil_scoped_release unlocked;
-  return prediction_loss(layout, losses, slope, source(own, count), state, goal, angles, wanted, objective, threads);
+  return prediction_loss(
+      layout, losses, slope, source(own, count), state, goal, angles, wanted, objective, run.threads());
 }
 
 }  // namespace
@@ -161,19 +257,18 @@ bool call_prediction_loss(
 PYBIND11_MODULE(_C, module) {
   choose_loops(std::getenv("PROGDISTILL_CPU_CAPABILITY"));
   module.doc() =
-      "The compiled kernels of progdistill.ops, results first. Every argument is checked for memory safety; where "
-      "angles are taken, the return value says whether they and the coefficients are in order.";
+      "The compiled kernels of progdistill.ops, results first. Every argument is checked for memory safety. On the CPU "
+      "the return value says whether angles and coefficients are in order; on CUDA nobody looks.";
   module.def("set_dlpack_exchange_api", &set_dlpack_exchange_api);
   module.def("build_info", &build_info);
+  module.def("chunks_per_sample", &cuda::chunks_per_sample);
   module.def("normal", &call_normal);
   module.def("diffuse", &call_diffuse);
+  module.def("diffuse_seeded", &call_diffuse_seeded);
   module.def("ddim_step", &call_ddim_step);
   module.def("distillation_target", &call_distillation_target);
   module.def("distillation_loss", &call_distillation_loss);
   module.def("prediction_loss", &call_prediction_loss);
-#if defined(PD_HAS_CUDA)
-  bind_cuda(module);
-#endif
 }
 
 }  // namespace progdistill

@@ -2,7 +2,7 @@
 
 #include <type_traits>
 
-#include "loops/bfloat16.h"
+#include "bfloat16.h"
 
 namespace progdistill {
 namespace {

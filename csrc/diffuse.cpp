@@ -1,5 +1,4 @@
-#include <cmath>
-
+#include "angles.h"
 #include "block.h"
 #include "ops.h"
 #include "watch.h"
@@ -18,7 +17,7 @@ bool diffuse(
         layout, threads,
         [&](int64_t b) {
           watch.angle(phi[b]);
-          return Coefficients{std::cos(phi[b]), std::sin(phi[b])};
+          return Coefficients{cosine(phi[b]), sine(phi[b])};
         },
         [&](const Coefficients& by, const Block& block, Scratch<T>& scratch) {
           Sum<T> sum(layout, block, scratch);

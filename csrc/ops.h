@@ -6,31 +6,12 @@
 
 #include <cstdint>
 #include <optional>
-#include <vector>
 
 #include "images.h"
-#include "loss_type.h"
-#include "rotation.h"
+#include "objective.h"
+#include "teacher.h"
 
 namespace progdistill {
-
-/// A teacher's steps: outs[j] was made at phis[j * samples + sample], the last angle is where they lead.
-struct Teacher {
-  std::vector<Source> outs;
-  const double* phis;
-  Prediction prediction;
-  std::optional<double> clip;
-};
-
-/// What becomes of a student's error: weighed, then squared or the like.
-struct Objective {
-  Prediction prediction;
-  Weighting weighting;
-  double min_snr_gamma;
-  LossType type;
-  double huber_c;
-  double grad_scale;
-};
 
 /// out (samples, count): normals of Philox counters (element / 4, stream, step) under each sample's seed.
 void normal(
@@ -39,6 +20,11 @@ void normal(
 /// z = cos(phi) x + sin(phi) noise.
 bool diffuse(
     const Layout& layout, const Sink& z, const Source& x, const Source& noise, const double* phi, int threads);
+
+/// The same with the noise that `normal` gives for each sample, elements numbered in contiguous order.
+bool diffuse_seeded(
+    const Layout& layout, const Sink& z, const Source& x, const int64_t* seeds, int64_t step, uint32_t stream,
+    const double* phi, int threads);
 
 /// next = z moved from phi to phi_next along the network's output.
 bool ddim_step(

@@ -81,8 +81,8 @@ void Tensor::read_tensor(py::handle object) {
 }
 
 void Tensor::read_description(const py::tuple& description) {
-  if (description.size() != 4) {
-    throw py::type_error(name_ + " must be described by (data pointer, shape, strides, (dtype code, bits))");
+  if (description.size() != 4 && description.size() != 5) {
+    throw py::type_error(name_ + " must be described by (data pointer, shape, strides, (dtype code, bits)[, owner])");
   }
   const auto shape = description[1].cast<std::vector<int64_t>>();
   const auto strides = description[2].cast<std::vector<int64_t>>();

@@ -18,8 +18,9 @@ void set_dlpack_exchange_api(pybind11::capsule capsule);
 /// The stream that torch currently works on; throws RuntimeError where no exchange API has been set.
 void* current_stream(int32_t device_type, int32_t device_index);
 
-/// An argument: a torch tensor, or a description (data pointer, shape, strides, (dtype code, bits)). It borrows memory,
-/// shape and strides: use it within the call, and shape and strides only under the GIL.
+/// An argument: a torch tensor, or a description (data pointer, shape, strides, (dtype code, bits)), in whose tuple
+/// the memory's owner may follow. It borrows memory, shape and strides: use it within the call, and shape and strides
+/// only under the GIL.
 class Tensor {
  public:
   /// Throws TypeError for anything that is neither, and for dtypes that no operation takes.

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "arithmetic.h"
 #include "bfloat16.h"
 #include "philox.h"
 
@@ -19,16 +20,6 @@ namespace progdistill {
 namespace {
 
 constexpr int kLanes = 32;  // partial sums of a reduction: the same for every instruction set, so the same bits
-
-#if defined(__x86_64__) && !defined(__FMA__)
-// Without the instruction, fma() is a slow library function. For float the product is exact in double, which leaves a
-// second rounding that almost never shows.
-inline float fused(float a, float b, float c) { return static_cast<float>(static_cast<double>(a) * b + c); }
-inline double fused(double a, double b, double c) { return a * b + c; }
-#else
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#endif
 
 /// The sum of N terms at element i. N is a constant, so the loop unrolls.
 template <int N, class T>
@@ -66,29 +57,9 @@ template <class T>
 void clip(T* x, T* next, const T* state, T bound, T state_factor, T x_factor, int64_t n) {
   PD_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
-    const T value = x[i], above = value < -bound ? -bound : value;  // NaN passes both comparisons, as in torch
-    const T clipped = above > bound ? bound : above;
-    next[i] = fused(x_factor, clipped, state_factor * state[i]);
-    x[i] = value - clipped;
-  }
-}
-
-inline float square_root(float x) { return __builtin_sqrtf(x); }
-inline double square_root(double x) { return __builtin_sqrt(x); }
-
-/// Adds a residual's loss to `sum` and returns the derivative that `slope` is a factor of. NaN stays NaN.
-template <LossType Type, class T>
-inline T add_loss(T r, T huber_c, T& sum) {
-  if constexpr (Type == LossType::l2) {
-    sum = fused(r, r, sum);
-    return r;
-  } else if constexpr (Type == LossType::l1) {
-    sum += r < 0 ? -r : r;
-    return r > 0 ? T(1) : r < 0 ? T(-1) : r;
-  } else {
-    const T square = r * r, root = square_root(square + huber_c * huber_c);
-    sum += square / (root + huber_c);  // root - c without its cancellation
-    return r / root;
+    const T value = x[i], inside = clipped(value, bound);
+    next[i] = fused(x_factor, inside, state_factor * state[i]);
+    x[i] = value - inside;
   }
 }
 

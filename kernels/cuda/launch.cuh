@@ -27,16 +27,17 @@ class DeviceGuard {
   cudaError_t error_;
 };
 
-inline bool is_aligned_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-/// 16 bytes of T. They move as one uint4: a struct of smaller members would be loaded piece by piece.
-template <class T>
-struct Vector {
-  static constexpr int kSize = 16 / sizeof(T);
-  union {
-    uint4 whole;
-    T part[kSize];
-  };
-};
+/// Starts a kernel in one dimension. No blocks, no launch.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(
+    void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream, const Arguments&... arguments) {
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  cudaLaunchConfig_t config{};
+  config.gridDim.x = static_cast<unsigned>(blocks);
+  config.blockDim.x = static_cast<unsigned>(threads);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
 
 }  // namespace progdistill::cuda

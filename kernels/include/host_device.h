@@ -6,3 +6,7 @@
 #else
 #define PD_HOST_DEVICE
 #endif
+
+// The same for what the CPU loops use too: they are compiled for several instruction sets, and the linker must not merge
+// their copies.
+#define PD_LOCAL PD_HOST_DEVICE static inline

@@ -12,12 +12,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "host_device.h"
+#include "angles.h"
 
 namespace progdistill {
-
-// `static`: the CPU loops are compiled for several instruction sets, and the linker must not merge their copies.
-#define PD_LOCAL PD_HOST_DEVICE static inline
 
 /// Ten rounds. The words are in/out parameters one by one, which lets compilers vectorise over counters.
 PD_LOCAL void philox_4x32_10(
@@ -78,24 +75,8 @@ PD_LOCAL double log_of_uniform(uint32_t word) {
 PD_LOCAL void circle_of_uniform(uint32_t word, double* cos, double* sin) {
   const uint32_t quadrant = (word + 0x20000000u) >> 30;
   const int32_t within = static_cast<int32_t>(word - (quadrant << 30));
-  const double y = (within + 0.5) * (1.57079632679489661923 / 1073741824.0), y2 = y * y;
-  double s = -1.0 / 1307674368000.0;  // sin's series up to y^15 / 15!, cos's up to y^16 / 16!: both leave 1e-16
-  s = ::fma(s, y2, 1.0 / 6227020800.0);
-  s = ::fma(s, y2, -1.0 / 39916800.0);
-  s = ::fma(s, y2, 1.0 / 362880.0);
-  s = ::fma(s, y2, -1.0 / 5040.0);
-  s = ::fma(s, y2, 1.0 / 120.0);
-  s = ::fma(s, y2, -1.0 / 6.0);
-  s = ::fma(y * y2, s, y);
-  double c = 1.0 / 20922789888000.0;
-  c = ::fma(c, y2, -1.0 / 87178291200.0);
-  c = ::fma(c, y2, 1.0 / 479001600.0);
-  c = ::fma(c, y2, -1.0 / 3628800.0);
-  c = ::fma(c, y2, 1.0 / 40320.0);
-  c = ::fma(c, y2, -1.0 / 720.0);
-  c = ::fma(c, y2, 1.0 / 24.0);
-  c = ::fma(c, y2, -0.5);
-  c = ::fma(c, y2, 1.0);
+  const double y = (within + 0.5) * (1.57079632679489661923 / 1073741824.0);
+  const double s = sine_series<Fused>(y), c = cosine_series<Fused>(y);
   const bool odd = quadrant & 1;
   const double along = odd ? s : c, across = odd ? c : s;
   *cos = (quadrant + 1) & 2 ? -along : along;
@@ -110,7 +91,5 @@ PD_LOCAL void normal_pair(uint32_t radius_word, uint32_t angle_word, float* firs
   *first = static_cast<float>(radius * cos);
   *second = static_cast<float>(radius * sin);
 }
-
-#undef PD_LOCAL
 
 }  // namespace progdistill

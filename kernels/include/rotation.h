@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-#include "host_device.h"
+#include "angles.h"
 
 namespace progdistill {
 
@@ -85,7 +85,7 @@ PD_HOST_DEVICE inline void convert(Quantity from, Quantity to, double sin, doubl
 
 /// How `quantity` follows from z and an output of `prediction` at angle phi.
 PD_HOST_DEVICE inline Form prediction_form(Prediction prediction, Quantity quantity, double phi) {
-  const double sin = ::sin(phi), cos = ::cos(phi);
+  const double sin = sine(phi), cos = cosine(phi);
   Form form;
   double factor;
   convert(domain(prediction), quantity, sin, cos, &form.z, &factor);
@@ -99,19 +99,19 @@ PD_HOST_DEVICE inline Form prediction_form(Prediction prediction, Quantity quant
 /// DDIM from phi to phi_next, z' = cos(h) z - sin(h) v with h = phi - phi_next (paper eq. 38), cancelled by hand for
 /// x and eps outputs. The way through a clipped x, with eps recomputed from it, is the same for every prediction.
 PD_HOST_DEVICE inline StepForm step_form(Prediction prediction, double phi, double phi_next) {
-  const double h = phi - phi_next, sin = ::sin(phi), sin_h = ::sin(h);
+  const double h = phi - phi_next, sin = sine(phi), sin_h = sine(h);
   StepForm form;
-  form.z_of_clipped = ::sin(phi_next) / sin;
+  form.z_of_clipped = sine(phi_next) / sin;
   form.x_of_clipped = sin_h / sin;
   form.x = prediction_form(prediction, Quantity::x, phi);
   if (prediction == Prediction::sample) {
     form.direct = {form.z_of_clipped, {form.x_of_clipped, 0.0}};
   } else if (prediction == Prediction::epsilon) {
-    const double cos = ::cos(phi);
-    form.direct = {::cos(phi_next) / cos, {-sin_h / cos, 0.0}};
+    const double cos = cosine(phi);
+    form.direct = {cosine(phi_next) / cos, {-sin_h / cos, 0.0}};
   } else {
     const Form v = prediction_form(prediction, Quantity::v, phi);
-    form.direct = {::cos(h), {-sin_h * v.output[0], -sin_h * v.output[1]}};
+    form.direct = {cosine(h), {-sin_h * v.output[0], -sin_h * v.output[1]}};
   }
   return form;
 }
@@ -119,16 +119,16 @@ PD_HOST_DEVICE inline StepForm step_form(Prediction prediction, double phi, doub
 /// v of one step as a combination of the v of K steps: z_K = prod cos(h_j) z - sum_j sin(h_j) prod_{l>j} cos(h_l) v_j,
 /// solved for v. Returns the coefficient of z, (prod cos(h_j) - cos H) / -sin H without its cancellation.
 PD_HOST_DEVICE inline double compose_v(const double* phis, int steps, double* weights) {
-  const double total = ::sin(phis[0] - phis[steps]);
+  const double total = sine(phis[0] - phis[steps]);
   double excess = 0.0, later = 1.0;
   for (int j = 1; j < steps; ++j) {
     const double step = phis[j] - phis[j + 1];
-    excess = excess * ::cos(step) - ::sin(phis[0] - phis[j]) * ::sin(step);
+    excess = excess * cosine(step) - sine(phis[0] - phis[j]) * sine(step);
   }
   for (int j = steps - 1; j >= 0; --j) {
     const double step = phis[j] - phis[j + 1];
-    weights[j] = ::sin(step) * later / total;
-    later *= ::cos(step);
+    weights[j] = sine(step) * later / total;
+    later *= cosine(step);
   }
   return excess / total;
 }
@@ -137,10 +137,10 @@ PD_HOST_DEVICE inline double compose_v(const double* phis, int steps, double* we
 /// phi_K) e_j e_{j+1}), e = sin (cos). The quotients that are 1 even where e is 0 are left out.
 PD_HOST_DEVICE inline void compose_mean(Quantity quantity, const double* phis, int steps, double* weights) {
   double end[kMaxSteps + 1];
-  for (int j = 0; j <= steps; ++j) end[j] = quantity == Quantity::x ? ::sin(phis[j]) : ::cos(phis[j]);
-  const double total = ::sin(phis[0] - phis[steps]);
+  for (int j = 0; j <= steps; ++j) end[j] = quantity == Quantity::x ? sine(phis[j]) : cosine(phis[j]);
+  const double total = sine(phis[0] - phis[steps]);
   for (int j = 0; j < steps; ++j) {
-    weights[j] = ::sin(phis[j] - phis[j + 1]) / total;
+    weights[j] = sine(phis[j] - phis[j + 1]) / total;
     if (j > 0) weights[j] *= end[0] / end[j];
     if (j < steps - 1) weights[j] *= end[steps] / end[j + 1];
   }
@@ -157,7 +157,7 @@ PD_HOST_DEVICE inline TargetForm target_form(
   } else {
     compose_mean(native, phis, steps, weights);
   }
-  convert(native, quantity, ::sin(phis[0]), ::cos(phis[0]), &c_z, &factor);
+  convert(native, quantity, sine(phis[0]), cosine(phis[0]), &c_z, &factor);
   TargetForm form;
   form.z = c_z + factor * native_z;
   for (int j = 0; j < steps; ++j) {
@@ -166,8 +166,8 @@ PD_HOST_DEVICE inline TargetForm target_form(
     for (int head = 0; head < kMaxHeads; ++head) form.output[j][head] = weight * own.output[head];
     // Clipping replaces x by x - d; at fixed z that moves v by d / sin and eps by d cos / sin.
     const double moved = native == Quantity::x   ? -1.0
-                         : native == Quantity::v ? 1.0 / ::sin(phis[j])
-                                                 : 1.0 / ::tan(phis[j]);
+                         : native == Quantity::v ? 1.0 / sine(phis[j])
+                                                 : cosine(phis[j]) / sine(phis[j]);
     form.excess[j] = weight * moved;
   }
   return form;
@@ -177,7 +177,7 @@ PD_HOST_DEVICE inline TargetForm target_form(
 /// cancelled symbolically: in v it is sin^2, cos^2, their maximum, 1 and min(cos^2, gamma sin^2); x divides by sin^2,
 /// eps by cos^2.
 PD_HOST_DEVICE inline double squared_factor(Weighting weighting, Quantity quantity, double phi, double gamma) {
-  const double sin = ::sin(phi), cos = ::cos(phi), sin2 = sin * sin, cos2 = cos * cos;
+  const double sin = sine(phi), cos = cosine(phi), sin2 = sin * sin, cos2 = cos * cos;
   const bool v = quantity == Quantity::v, x = quantity == Quantity::x;
   const double snr = cos2 / sin2, inverse_snr = sin2 / cos2;
   switch (weighting) {

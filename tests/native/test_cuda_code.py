@@ -1,14 +1,30 @@
-"""The machine code of the CUDA kernels, looked at without a GPU: 128-bit loads and stores where they are meant."""
+"""The machine code of the CUDA kernels, looked at without a GPU: 128-bit accesses, registers, spills, no atomics."""
 
 import importlib.util
 import re
 import shutil
 import subprocess
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 KERNELS = Path(__file__).parents[2] / "kernels"
+# As in CMakeLists.txt.
+OPTIONS = ["-std=c++17", "-O3", "--fmad=false", f"-I{KERNELS / 'include'}"]
+
+
+class Kernel(NamedTuple):
+    """What the assembler says of a kernel, and its instructions."""
+
+    registers: int
+    spilled: int
+    code: str
+
+    def count(self, pattern: str) -> int:
+        return len(re.findall(pattern, self.code))
 
 
 def disassembler() -> str | None:
@@ -22,41 +38,80 @@ def disassembler() -> str | None:
     return next((candidate for candidate in candidates if candidate), None)
 
 
+def compiled(nvcc: str, tool: str, source: Path, folder: Path) -> dict[str, Kernel]:
+    """Kernels of one source for the H100 and H200, by mangled name."""
+    cubin = folder / f"{source.stem}.cubin"
+    command = [nvcc, *OPTIONS, "-cubin", "-arch=sm_90", "-Xptxas", "-v", str(source), "-o", str(cubin)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    notes = re.split(r"Compiling entry function '(\S+)'", done.stdout + done.stderr)
+    text = subprocess.run([tool, "-c", str(cubin)], check=True, capture_output=True, text=True).stdout
+    sections = re.split(r"^\.text\.(\S+):", text, flags=re.MULTILINE)
+    codes = dict(zip(sections[1::2], sections[2::2], strict=True))
+    return {
+        name: Kernel(
+            int(re.search(r"Used (\d+) registers", note)[1]),
+            int(re.search(r"(\d+) bytes spill stores", note)[1]),  # of the kernel itself: it comes first
+            codes[name],
+        )
+        for name, note in zip(notes[1::2], notes[2::2], strict=True)
+    }
+
+
 @pytest.fixture(scope="module")
-def machine_code(tmp_path_factory):
-    """Function name -> instructions of kernels/cuda/diffuse.cu for the H100 and H200."""
+def kernels(tmp_path_factory) -> dict[str, Kernel]:
+    """Every kernel of kernels/cuda."""
     nvcc, tool = shutil.which("nvcc"), disassembler()
     if nvcc is None or tool is None:
         pytest.skip(f"needs nvcc (found: {nvcc}) and nvdisasm (found: {tool})")
-    cubin = tmp_path_factory.mktemp("cuda") / "diffuse.cubin"
-    source = KERNELS / "cuda" / "diffuse.cu"
-    command = [nvcc, "-std=c++17", "-cubin", "-arch=sm_90", f"-I{KERNELS / 'include'}", str(source), "-o", str(cubin)]
-    subprocess.run(command, check=True)
-    text = subprocess.run([tool, "-c", str(cubin)], check=True, capture_output=True, text=True).stdout
-    sections = re.split(r"^\.text\.(\S+):", text, flags=re.MULTILINE)
-    return dict(zip(sections[1::2], sections[2::2], strict=True))
+    folder, sources = tmp_path_factory.mktemp("cuda"), sorted((KERNELS / "cuda").glob("*.cu"))
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda source: compiled(nvcc, tool, source, folder), sources)
+    return {name: kernel for of_source in found for name, kernel in of_source.items()}
 
 
-def kernel(machine_code, element: str, vectors: bool) -> str:
-    mark = f"diffuse_kernelI{element}Lb{int(vectors)}E"
-    (code,) = [code for name, code in machine_code.items() if mark in name]
-    return code
+def select(kernels: dict[str, Kernel], mark: str) -> list[Kernel]:
+    """The kernels whose mangled name holds `mark`; there must be some."""
+    chosen = [kernel for name, kernel in kernels.items() if mark in name]
+    assert chosen, sorted(kernels)
+    return chosen
 
 
-@pytest.mark.parametrize("element", ["f", "d"])
-def test_whole_vectors_move_by_16_bytes(machine_code, element):
-    code = kernel(machine_code, element, vectors=True)
-    loads, stores = re.findall(r"\bLDG\.E\S*", code), re.findall(r"\bSTG\.E\S*", code)
-    assert sum(".128" in load for load in loads) == 8  # four of x, four of noise
-    assert stores and all(".128" in store for store in stores)
-    assert all(".128" in load or ".64" in load for load in loads)  # .64: the angle
+# Operation -> its kernels for float states and whole vectors, as the compiler mangles them, and how many tensors they
+# read: each may come as two vectors of float or one of bfloat16.
+WIDE = {
+    "diffuse": ("diffuse_kernelIfLi8E", 2),
+    "ddim_step": ("ddim_step_kernelIfLi8E", 3),
+    "distillation_target": ("distillation_target_kernelILb0EfLi8E", 2),
+    "distillation_target, clipped": ("distillation_target_kernelILb1EfLi8E", 3),
+    "distillation_loss": ("distillation_loss_kernelILb0EfLi8E", 4),
+    "distillation_loss, clipped": ("distillation_loss_kernelILb1EfLi8E", 5),
+    "prediction_loss": ("prediction_loss_kernelIfLi8E", 4),
+}
 
 
-def test_loads_are_under_way_before_the_rotation_is_waited_for(machine_code):
-    code = kernel(machine_code, "f", vectors=True)
-    assert code.index("LDG.E.128") < code.rindex("LDG.E.128") < code.index("BAR.SYNC")
+@pytest.mark.parametrize("operation", WIDE)
+def test_whole_vectors_move_by_16_bytes(kernels, operation):
+    mark, tensors = WIDE[operation]
+    for kernel in select(kernels, mark):
+        assert kernel.count(r"\bLDG\.E\.128") >= 3 * tensors
+        assert kernel.count(r"\bSTG\.E\.128") >= 3
+        assert kernel.registers <= 64, "four blocks shall fit on a multiprocessor"
+        assert kernel.spilled <= 8, "a word or two may be, not what the loops work on"
 
 
-def test_odd_samples_have_a_kernel_of_their_own(machine_code):
-    code = kernel(machine_code, "f", vectors=False)
-    assert ".128" not in code and "STG.E " in code
+@pytest.mark.parametrize("mark", ["normal_kernelILb1E", "diffuse_seeded_kernelIfLb1E"])
+def test_drawn_noise_is_stored_by_16_bytes(kernels, mark):
+    for kernel in select(kernels, mark):
+        stores = Counter(re.findall(r"\bSTG\.E\S*", kernel.code))
+        assert all(".128" in store for store in stores) and stores.total() == 1
+        assert kernel.spilled == 0
+
+
+@pytest.mark.parametrize("mark", [mark.replace("Li8E", "Li1E") for mark, _ in WIDE.values()])
+def test_odd_samples_have_kernels_of_their_own(kernels, mark):
+    for kernel in select(kernels, mark):
+        assert kernel.count(r"\bSTG\.E ") and not kernel.count(r"\bSTG\S*\.128|\bLDG\S*\.128")
+
+
+def test_nothing_is_summed_by_atomics(kernels):
+    assert not [name for name, kernel in kernels.items() if kernel.count(r"\b(ATOM|ATOMG|ATOMS|RED)\b")]

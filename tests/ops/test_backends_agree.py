@@ -1,4 +1,4 @@
-"""The C++ and CUDA kernels against the PyTorch reference, by the rule for tolerances.
+"""The compiled kernels, C++ and CUDA (emulated where there is no GPU), against the PyTorch reference.
 
 A kernel's error against float64 is at most twice the error that the same maths in plain PyTorch has, plus one unit in
 the last place. Errors are maxima over a sample, because a sample's weight sets the scale of all its numbers.
@@ -11,19 +11,13 @@ import pytest
 import torch
 
 from progdistill import ops
-from progdistill.ops import backends, native
+from progdistill.ops import native
 
 TYPES = ("epsilon", "sample", "v_prediction", "sample_epsilon")
 WEIGHTINGS = ("constant", "snr", "truncated_snr", "snr_plus_one", "min_snr")
 SHAPES = [(3, 5), (1, 1), (2, 3, 7, 5), (2, 3, 2, 4, 4), (2, 1, 3, 3), (5, 4, 40, 40)]
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 LAST_PLACE = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.bfloat16: 2.0**-7}
-
-cpu = pytest.mark.skipif(native._C is None, reason=f"the extension was not built: {native.import_error}")
-gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or backends.unavailable("cuda") is not None,
-    reason="needs a GPU and an extension with CUDA kernels",
-)
 
 
 def images(count, shape, prediction_type="v_prediction", dtype=torch.float32, seed=0):
@@ -57,10 +51,10 @@ def root_mean_square(value):
     return value.reshape(len(value), -1).square().mean(dim=1).sqrt() if value.numel() else value.new_zeros(len(value))
 
 
-def assert_as_good_as_reference(operation, *arguments, backend="cpu", size=per_sample, **options):
+def assert_as_good_as_reference(backend, operation, *arguments, size=per_sample, **options):
     """Runs an operation three ways and applies the rule to each of its results."""
     as_tuple = lambda result: result if isinstance(result, tuple) else (result,)  # noqa: E731
-    mine = as_tuple(operation(*arguments, backend=backend, **options))
+    mine = as_tuple(backend.call(operation, *arguments, **options))
     reference = as_tuple(operation(*arguments, backend="reference", **options))
     truth = as_tuple(operation(*double(list(arguments)), backend="reference", **options))
     for got, plain, exact in zip(mine, reference, truth, strict=True):
@@ -73,149 +67,148 @@ def assert_as_good_as_reference(operation, *arguments, backend="cpu", size=per_s
         assert (error <= bound).all(), (error / bound).max()
 
 
-@cpu
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_diffuse(shape, dtype):
+def test_diffuse(backend, shape, dtype):
     x, noise = images(2, shape, dtype=dtype)
-    assert_as_good_as_reference(ops.diffuse, x, noise, angles(shape[0], 1)[0])
+    assert_as_good_as_reference(backend, ops.diffuse, x, noise, angles(shape[0], 1)[0])
 
 
-@cpu
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("prediction_type", TYPES)
 @pytest.mark.parametrize("clip", [None, 0.8])
-def test_ddim_step(shape, prediction_type, clip):
+def test_ddim_step(backend, shape, prediction_type, clip):
     (z,), phis = images(1, shape), angles(shape[0], 1)
     for dtype in (torch.float32, torch.bfloat16):
         (out,) = images(1, shape, prediction_type, dtype, seed=1)
-        assert_as_good_as_reference(ops.ddim_step, z, out, *phis, prediction_type=prediction_type, clip=clip)
+        assert_as_good_as_reference(backend, ops.ddim_step, z, out, *phis, prediction_type=prediction_type, clip=clip)
 
 
-@cpu
 @pytest.mark.parametrize("prediction_type", TYPES)
 @pytest.mark.parametrize("target_type", TYPES)
-def test_distillation_target(prediction_type, target_type):
+def test_distillation_target(backend, prediction_type, target_type):
     types = {"prediction_type": prediction_type, "target_type": target_type}
     for shape, steps, clip in itertools.product([(3, 5), (4, 3, 9, 7)], (1, 2, 3, 5), (None, 0.8)):
         (z,), outs = images(1, shape), images(steps, shape, prediction_type, seed=1)
-        assert_as_good_as_reference(ops.distillation_target, z, outs, angles(shape[0], steps), clip=clip, **types)
+        assert_as_good_as_reference(
+            backend, ops.distillation_target, z, outs, angles(shape[0], steps), clip=clip, **types
+        )
 
 
-@cpu
 @pytest.mark.parametrize("prediction_type", TYPES)
 @pytest.mark.parametrize("teacher_type", TYPES)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_distillation_loss(prediction_type, teacher_type, weighting):
+def test_distillation_loss(backend, prediction_type, teacher_type, weighting):
     shape = (4, 3, 9, 7)
     types = {"prediction_type": prediction_type, "teacher_prediction_type": teacher_type, "weighting": weighting}
     for steps, clip in itertools.product((1, 2, 3, 5), (None, 0.8)):
         (z,), (pred,) = images(1, shape), images(1, shape, prediction_type, seed=1)
         outs = images(steps, shape, teacher_type, seed=2)
         assert_as_good_as_reference(
-            ops.distillation_loss_and_grad, pred, z, outs, angles(4, steps), clip=clip, grad_scale=0.25, **types
+            backend,
+            ops.distillation_loss_and_grad,
+            pred,
+            z,
+            outs,
+            angles(4, steps),
+            clip=clip,
+            grad_scale=0.25,
+            **types,
         )
 
 
-@cpu
 @pytest.mark.parametrize("prediction_type", TYPES)
 @pytest.mark.parametrize("target_type", TYPES)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_prediction_loss(prediction_type, target_type, weighting):
+def test_prediction_loss(backend, prediction_type, target_type, weighting):
     shape = (4, 3, 9, 7)
     types = {"prediction_type": prediction_type, "target_type": target_type, "weighting": weighting}
     (z,), (pred,) = images(1, shape), images(1, shape, prediction_type, seed=1)
     for dtype in (torch.float32, torch.bfloat16):
         (target,) = images(1, shape, target_type, dtype, seed=2)
         arguments = (pred, z, target, angles(4, 1)[0])
-        assert_as_good_as_reference(ops.prediction_loss_and_grad, *arguments, **types)
+        assert_as_good_as_reference(backend, ops.prediction_loss_and_grad, *arguments, **types)
         # The slopes of these are bounded, so what is lost is lost in the few residuals near 0: no maximum then.
         for loss_type in ("l1", "pseudo_huber"):
             options = {**types, "loss_type": loss_type, "huber_c": 1.0, "size": root_mean_square}
-            assert_as_good_as_reference(ops.prediction_loss_and_grad, *arguments, **options)
+            assert_as_good_as_reference(backend, ops.prediction_loss_and_grad, *arguments, **options)
 
 
-@cpu
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample_epsilon"])
 @pytest.mark.parametrize("clip", [None, 0.8])
-def test_losses_of_mixed_dtypes_and_odd_shapes(shape, prediction_type, clip):
+def test_losses_of_mixed_dtypes_and_odd_shapes(backend, shape, prediction_type, clip):
     (z,), phis = images(1, shape), angles(shape[0], 2)
     for dtype, teacher_dtype in itertools.product((torch.float32, torch.bfloat16), repeat=2):
         (pred,) = images(1, shape, prediction_type, dtype, seed=1)
         outs = images(2, shape, prediction_type, teacher_dtype, seed=2)
         assert_as_good_as_reference(
-            ops.distillation_loss_and_grad, pred, z, outs, phis, prediction_type=prediction_type, clip=clip
+            backend, ops.distillation_loss_and_grad, pred, z, outs, phis, prediction_type=prediction_type, clip=clip
         )
 
 
-@cpu
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample_epsilon"])
 @pytest.mark.parametrize("loss_type", ["l1", "pseudo_huber"])
-def test_loss_types_of_mixed_dtypes_and_odd_shapes(shape, prediction_type, loss_type):
+def test_loss_types_of_mixed_dtypes_and_odd_shapes(backend, shape, prediction_type, loss_type):
     (z,), phis = images(1, shape), angles(shape[0], 2)
     for dtype in (torch.float32, torch.bfloat16):
         (pred,), outs = images(1, shape, prediction_type, dtype, seed=1), images(2, shape, prediction_type, dtype, 2)
         options = {"prediction_type": prediction_type, "loss_type": loss_type, "size": root_mean_square}
-        assert_as_good_as_reference(ops.distillation_loss_and_grad, pred, z, outs, phis, **options)
+        assert_as_good_as_reference(backend, ops.distillation_loss_and_grad, pred, z, outs, phis, **options)
 
 
-@cpu
 @pytest.mark.parametrize("prediction_type", TYPES)
-def test_float64_agrees_to_its_last_digits(prediction_type):
+def test_float64_agrees_to_its_last_digits(backend, prediction_type):
     shape = (3, 3, 6, 5)
     (z,), (pred,) = images(1, shape, dtype=torch.float64), images(1, shape, prediction_type, torch.float64, seed=1)
     outs, phis = images(3, shape, prediction_type, torch.float64, seed=2), angles(3, 3)
     for clip in (None, 0.8):
-        results = [
-            ops.distillation_loss_and_grad(
-                pred, z, outs, phis, prediction_type=prediction_type, clip=clip, backend=backend
-            )
-            for backend in ("cpu", "reference")
-        ]
+        arguments, types = (pred, z, outs, phis), {"prediction_type": prediction_type, "clip": clip}
+        results = (
+            backend.call(ops.distillation_loss_and_grad, *arguments, **types),
+            ops.distillation_loss_and_grad(*arguments, **types, backend="reference"),
+        )
         for mine, reference in zip(*results, strict=True):
             torch.testing.assert_close(mine, reference, rtol=1e-11, atol=1e-13)
 
 
-@cpu
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) in LAYOUTS])
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample_epsilon"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("clip", [None, 0.8])
-def test_channels_last_gives_the_same_numbers(shape, prediction_type, dtype, clip):
+def test_channels_last_gives_the_same_numbers(backend, shape, prediction_type, dtype, clip):
     def run(layout):
         (z,), (pred,) = images(1, shape), images(1, shape, prediction_type, dtype, seed=1)
         outs, phis = images(2, shape, prediction_type, dtype, seed=2), angles(shape[0], 2)
         z, pred, *outs = (tensor.contiguous(memory_format=layout) for tensor in (z, pred, *outs))
-        types = {"prediction_type": prediction_type, "clip": clip, "backend": "cpu"}
-        loss, grad = ops.distillation_loss_and_grad(pred, z, outs, phis, **types)
-        target = ops.distillation_target(z, outs, phis, target_type=prediction_type, **types)
+        types = {"prediction_type": prediction_type, "clip": clip}
+        loss, grad = backend.call(ops.distillation_loss_and_grad, pred, z, outs, phis, **types)
+        target = backend.call(ops.distillation_target, z, outs, phis, target_type=prediction_type, **types)
         assert grad.is_contiguous(memory_format=layout)
-        return loss, [grad, target, ops.ddim_step(z, outs[0], *phis[:2], **types)]
+        return loss, [grad, target, backend.call(ops.ddim_step, z, outs[0], *phis[:2], **types)]
 
     (loss, plain), (other_loss, last) = run(torch.contiguous_format), run(LAYOUTS[len(shape)])
     assert all(torch.equal(a, b) for a, b in zip(plain, last, strict=True))
     torch.testing.assert_close(loss, other_loss, rtol=1e-6, atol=0)  # summed in another order
 
 
-@cpu
-def test_bfloat16_gradients_are_rounded_to_nearest_even():
+def test_bfloat16_gradients_are_rounded_to_nearest_even(backend):
     shape, phis = (4, 3, 32, 32), angles(4, 2)
     (z,), (pred,) = images(1, shape), images(1, shape, dtype=torch.bfloat16, seed=1)
     outs = images(2, shape, seed=2)
-    _, half = ops.distillation_loss_and_grad(pred, z, outs, phis, backend="cpu")
-    _, full = ops.distillation_loss_and_grad(pred.float(), z, outs, phis, backend="cpu")
+    _, half = backend.call(ops.distillation_loss_and_grad, pred, z, outs, phis)
+    _, full = backend.call(ops.distillation_loss_and_grad, pred.float(), z, outs, phis)
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, full.bfloat16())
 
 
-@cpu
-def test_ties_of_bfloat16_gradients_go_to_even():
+def test_ties_of_bfloat16_gradients_go_to_even(backend):
     # Two elements a sample and an unweighted v error: the gradient is pred - target itself.
     target = 1 + torch.arange(256).reshape(128, 2) / 256
     zero, phi = torch.zeros_like(target), torch.full((128,), 0.5, dtype=torch.float64)
-    _, grad = ops.prediction_loss_and_grad(
+    _, grad = backend.call(
+        ops.prediction_loss_and_grad,
         zero.bfloat16(),
         zero,
         -target,
@@ -223,31 +216,28 @@ def test_ties_of_bfloat16_gradients_go_to_even():
         prediction_type="v_prediction",
         target_type="v_prediction",
         weighting="snr_plus_one",
-        backend="cpu",
     )
     assert torch.equal(grad, target.bfloat16())
 
 
-@cpu
-def test_not_a_number_stays_one():
+def test_not_a_number_stays_one(backend):
     shape, phis = (2, 3, 8, 8), angles(2, 2)
     (z,), (pred,) = images(1, shape), images(1, shape, dtype=torch.bfloat16, seed=1)
     outs = images(2, shape, seed=2)
     pred[1, 0, 0, 0] = math.nan
     outs[1][0, 1, 2, 3] = math.nan
-    loss, grad = ops.distillation_loss_and_grad(pred, z, outs, phis, clip=1.0, backend="cpu")
+    loss, grad = backend.call(ops.distillation_loss_and_grad, pred, z, outs, phis, clip=1.0)
     assert loss.isnan().all()
     assert grad.isnan().nonzero().tolist() == [[0, 1, 2, 3], [1, 0, 0, 0]]
 
 
-@cpu
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (0, 5)])
-def test_no_samples(shape):
+def test_no_samples(backend, shape):
     (z, pred, *outs), phis = images(4, shape), torch.empty(3, 0, dtype=torch.float64)
-    loss, grad = ops.distillation_loss_and_grad(pred, z, outs, phis, backend="cpu")
+    loss, grad = backend.call(ops.distillation_loss_and_grad, pred, z, outs, phis)
     assert loss.shape == (0,) and grad.shape == shape
-    assert ops.diffuse(z, pred, phis[0], backend="cpu").shape == shape
-    assert ops.ddim_step(z, pred, phis[0], phis[1], clip=1.0, backend="cpu").shape == shape
+    assert backend.call(ops.diffuse, z, pred, phis[0]).shape == shape
+    assert backend.call(ops.ddim_step, z, pred, phis[0], phis[1], clip=1.0).shape == shape
 
 
 def out_of_order():
@@ -271,7 +261,7 @@ def out_of_order():
     yield lambda **b: ops.prediction_loss(pred, z, z, half_pi[0], prediction_type="epsilon", **types, **b)
 
 
-@cpu
+@pytest.mark.skipif(native._C is None, reason=f"the extension was not built: {native.import_error}")
 @pytest.mark.parametrize("call", list(out_of_order()))
 def test_wrong_values_get_the_same_message_from_every_backend(call):
     with pytest.raises(ValueError) as plain:
@@ -281,31 +271,136 @@ def test_wrong_values_get_the_same_message_from_every_backend(call):
     assert str(mine.value) == str(plain.value)
 
 
-@cpu
-def test_more_steps_than_the_kernels_take_is_an_error_that_says_so():
+def test_more_steps_than_the_kernels_take_is_an_error_that_says_so(backend):
     (z, pred), outs = images(2, (2, 3)), images(17, (2, 3))
     with pytest.raises(ValueError, match="17 teacher outputs.*1 to 16"):
-        ops.distillation_loss_and_grad(pred, z, outs, angles(2, 17), backend="cpu")
+        backend.call(ops.distillation_loss_and_grad, pred, z, outs, angles(2, 17))
 
 
-@pytest.mark.gpu
-@gpu
-@pytest.mark.parametrize("shape", [*SHAPES, (0, 3, 4, 4), (128, 3, 32, 32)])
+def draws(shape, layout=torch.contiguous_format, dtype=torch.float32):
+    """Arguments of `diffuse_seeded`."""
+    (x,) = images(1, shape, dtype=dtype)
+    seeds = torch.arange(shape[0]) * 7919 - 3
+    return x.contiguous(memory_format=layout), seeds, 2**33 + 5, 3, angles(shape[0], 1)[0]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 32, 32), (2, 5, 40, 36), (0, 3, 4, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_diffuse_on_a_gpu(shape, dtype):
-    x, noise = (tensor.cuda() for tensor in images(2, shape, dtype=dtype))
-    assert_as_good_as_reference(ops.diffuse, x, noise, angles(shape[0], 1)[0].cuda(), backend="cuda")
+def test_diffuse_seeded_is_diffuse_of_normal(backend, shape, dtype):
+    for layout in (torch.contiguous_format, LAYOUTS.get(len(shape), torch.contiguous_format)):
+        x, seeds, step, stream, phi = draws(shape, layout, dtype)
+        noise = backend.call(ops.normal, seeds, step, stream, shape[1:]).to(dtype)
+        expected = backend.call(ops.diffuse, x, noise, phi)
+        got = backend.call(ops.diffuse_seeded, x, seeds, step, stream, phi)
+        assert torch.equal(got, expected)
+        assert got.stride() == expected.stride()
+
+
+def every_result(backend, shape, dtype=torch.bfloat16, layout=torch.contiguous_format, prediction_type="v_prediction"):
+    """Results of all operations but the losses' sums."""
+    (z, x), phis = images(2, shape), angles(shape[0], 2)
+    outs, types = images(3, shape, prediction_type, dtype, seed=1), {"prediction_type": prediction_type}
+    z, x, *outs = (tensor.contiguous(memory_format=layout) for tensor in (z, x, *outs))
+    draw = draws(shape, layout)
+    return [
+        backend.call(ops.normal, *draw[1:4], shape[1:]),
+        backend.call(ops.diffuse, z, x, phis[0]),
+        backend.call(ops.diffuse_seeded, *draw),
+        backend.call(ops.ddim_step, z, outs[0], *phis[:2], clip=0.8, **types),
+        backend.call(ops.distillation_target, z, outs[:2], phis, clip=0.8, **types),
+        backend.call(ops.distillation_loss_and_grad, outs[2], z, outs[:2], phis, **types)[1],
+        backend.call(
+            ops.prediction_loss_and_grad, outs[2], z, x, phis[0], target_type="sample", weighting="snr", **types
+        )[1],
+    ]
+
+
+@pytest.mark.skipif(native._C is None, reason=f"the extension was not built: {native.import_error}")
+@pytest.mark.parametrize("shape", [(3, 3, 32, 32), (2, 3, 7, 5), (1, 4, 50, 60)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "sample_epsilon"])
+def test_cpu_and_cuda_kernels_give_the_same_bits(backend, shape, dtype, prediction_type):
+    on_cpu = type(backend)("cpu", "cpu")
+    for layout in (torch.contiguous_format, torch.channels_last):
+        arguments = {"shape": shape, "dtype": dtype, "layout": layout, "prediction_type": prediction_type}
+        assert all(map(torch.equal, every_result(backend, **arguments), every_result(on_cpu, **arguments)))
+
+
+@pytest.mark.parametrize("size", [64, 4096, 4104, 12288])
+def test_tensors_off_the_16_byte_grid(backend, size):
+    def shifted(tensor):
+        """The same numbers one element further in memory."""
+        room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+        return room[1:].copy_(tensor.flatten()).reshape(tensor.shape)
+
+    (z, pred, *outs), phis = images(4, (3, size)), angles(3, 2)
+    for move in (
+        lambda tensors: [shifted(tensor) for tensor in tensors],
+        lambda tensors: [tensors[0], *map(shifted, tensors[1:])],
+    ):
+        a, b, c, d = move(backend.place([z, pred, *outs]))
+        loss, grad = ops.distillation_loss_and_grad(b, a, [c, d], backend.place(phis), backend=backend.name)
+        plain = backend.call(ops.distillation_loss_and_grad, pred, z, outs, phis)
+        assert torch.equal(grad.cpu(), plain[1])
+        torch.testing.assert_close(loss.cpu(), plain[0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 5), (2, 3, 40, 40), (1, 4, 64, 64)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_nothing_is_written_beside_the_results(backend, shape, layout, monkeypatch):
+    kept = []
+
+    def guarded(like, **options):
+        """`empty_like` within a larger piece of memory whose ends are marked."""
+        room = torch.full((like.numel() + 256,), 7.0, dtype=like.dtype, device=like.device)
+        kept.append(room)
+        return room[128:-128].as_strided(like.shape, empty_like(like, **options).stride())
+
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", guarded)
+    every_result(backend, shape, layout=layout)
+    assert len(kept) >= 4
+    for room in kept:
+        assert (room[:128] == 7).all() and (room[-128:] == 7).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 80, 80), (2, 1, 64, 64), (1, 3, 129, 131)])
+def test_samples_of_several_blocks_sum_up_to_the_same_bits_every_time(backend, shape):
+    (z, pred, *outs), phis = images(4, shape), angles(shape[0], 2)
+    results = [backend.call(ops.distillation_loss_and_grad, pred, z, outs, phis) for _ in range(2)]
+    assert all(map(torch.equal, *results))
+    alone = backend.call(ops.distillation_loss_and_grad, pred[:1], z[:1], [out[:1] for out in outs], phis[:, :1])
+    assert torch.equal(alone[0], results[0][0][:1])  # whatever else is in the batch
 
 
 @pytest.mark.gpu
-@gpu
-def test_diffuse_on_a_gpu_off_the_16_byte_grid_and_on_another_stream():
-    phi = angles(4, 1)[0].cuda()
-    x, noise = (torch.randn(4 * 64 + 1, device="cuda")[1:].reshape(4, 64) for _ in range(2))
-    expected = ops.diffuse(x.clone(), noise.clone(), phi, backend="reference")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize("shape", [(128, 3, 32, 32), (4, 3, 129, 131)])
+def test_a_captured_graph_sees_new_seeds_steps_and_angles(shape):
+    x, outs = images(1, shape)[0].cuda(), [out.cuda() for out in images(3, shape, dtype=torch.bfloat16, seed=1)]
+    seeds, step, phis = (
+        torch.arange(shape[0]).cuda(),
+        torch.zeros(1, dtype=torch.int64).cuda(),
+        angles(shape[0], 2).cuda(),
+    )
+
+    def update():
+        z = ops.diffuse_seeded(x, seeds, step, 1, phis[0], backend="cuda")
+        half = ops.ddim_step(z, outs[0], phis[0], phis[1], clip=1.0, backend="cuda")
+        loss = ops.distillation_loss_and_grad(outs[2], z, outs[:2], phis, backend="cuda")
+        return z, half, *loss, ops.normal(seeds, step, 2, shape[1:], backend="cuda")
+
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        got = ops.diffuse(x, noise, phi, backend="cuda")
-    stream.synchronize()
-    torch.testing.assert_close(got, expected)
+        update()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = update()
+    for number in (1, 2):
+        seeds.add_(number)
+        step.fill_(number)
+        phis.mul_(0.9)
+        graph.replay()
+        assert all(map(torch.equal, captured, update()))

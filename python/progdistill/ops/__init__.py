@@ -2,6 +2,7 @@
 
 from progdistill.ops.ddim_step import ddim_step
 from progdistill.ops.diffuse import diffuse
+from progdistill.ops.diffuse_seeded import diffuse_seeded
 from progdistill.ops.distillation_loss import distillation_loss, distillation_loss_and_grad
 from progdistill.ops.distillation_target import distillation_target
 from progdistill.ops.normal import normal
@@ -10,6 +11,7 @@ from progdistill.ops.prediction_loss import prediction_loss, prediction_loss_and
 __all__ = [
     "ddim_step",
     "diffuse",
+    "diffuse_seeded",
     "distillation_loss",
     "distillation_loss_and_grad",
     "distillation_target",

@@ -31,7 +31,7 @@ def ddim_step(
         phi, phi_next: (B,) float64 angles, pi/2 >= phi >= phi_next >= 0.
         prediction_type: "epsilon", "sample", "v_prediction" or "sample_epsilon" (aliases eps, x, v, both).
         clip: None, or the bound of |x|: x is clipped and eps recomputed from it (the paper's sampler uses 1.0).
-        backend: force "reference" or "cpu"; default: the best available.
+        backend: force "reference", "cpu", "cuda" or "triton"; default: the best available.
 
     Returns:
         z at phi_next, with z's dtype and layout. Differentiable in z and out.
@@ -69,7 +69,7 @@ def linear(form: rotation.Form, z: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
     return value
 
 
-def _ddim_step_cpu(
+def _ddim_step_native(
     z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None
 ) -> Tensor:
     format = memory_format(z)
@@ -83,14 +83,14 @@ def _ddim_step_cpu(
         native.view(phi_next.contiguous()),
         PREDICTION_TYPES.index(prediction_type),
         clip,
-        native.threads(),
+        native.run(z),
     )
     if not in_order:
         _check_values(phi, phi_next, prediction_type, clip)
     return z_next
 
 
-declare("ddim_step", {"reference": ddim_step_reference, "cpu": _ddim_step_cpu})
+declare("ddim_step", {"reference": ddim_step_reference, "cpu": _ddim_step_native, "cuda": _ddim_step_native})
 
 
 def _implementation(
@@ -103,7 +103,7 @@ def _implementation(
     backend: str | None,
 ) -> Tensor:
     run = choose("ddim_step", z.device.type, backend)
-    if run is not _ddim_step_cpu:  # the C++ kernel looks at the values on its way
+    if run is not _ddim_step_native:  # the C++ kernel looks at the values on its way
         _check_values(phi, phi_next, prediction_type, clip)
     return dense(run(z, out, phi, phi_next, prediction_type, clip), memory_format(z))
 

@@ -18,7 +18,7 @@ def diffuse(x: Tensor, noise: Tensor, phi: Tensor, *, backend: str | None = None
         x: (B, ...) float32 or float64, data in [-1, 1] by convention.
         noise: like x, standard normal.
         phi: (B,) float64 angles in [0, pi/2].
-        backend: force "reference" or "cpu"; default: the best available.
+        backend: force "reference", "cpu", "cuda" or "triton"; default: the best available.
 
     Returns:
         z, with the shape, dtype and memory layout of x. Differentiable in x and noise.
@@ -38,34 +38,24 @@ def diffuse_reference(x: Tensor, noise: Tensor, phi: Tensor) -> Tensor:
     return per_sample(torch.cos(phi), x) * x + per_sample(torch.sin(phi), x) * noise
 
 
-def _diffuse_cpu(x: Tensor, noise: Tensor, phi: Tensor) -> Tensor:
+def _diffuse_native(x: Tensor, noise: Tensor, phi: Tensor) -> Tensor:
     format = memory_format(x)
     x, noise = dense(x, format), dense(noise, format)
     z = torch.empty_like(x, memory_format=format)
     in_order = native._C.diffuse(
-        native.view(z), native.view(x), native.view(noise), native.view(phi.contiguous()), native.threads()
+        native.view(z), native.view(x), native.view(noise), native.view(phi.contiguous()), native.run(x)
     )
     if not in_order:
         checks.check_angle_values("phi", phi)
     return z
 
 
-def _diffuse_cuda(x: Tensor, noise: Tensor, phi: Tensor) -> Tensor:
-    format = memory_format(x)
-    x, noise = dense(x, format), dense(noise, format)
-    z = torch.empty_like(x, memory_format=format)
-    native._C.diffuse_cuda(
-        native.view(z), native.view(x), native.view(noise), native.view(phi.contiguous()), native.stream(x.device)
-    )
-    return z
-
-
-declare("diffuse", {"reference": diffuse_reference, "cpu": _diffuse_cpu, "cuda": _diffuse_cuda})
+declare("diffuse", {"reference": diffuse_reference, "cpu": _diffuse_native, "cuda": _diffuse_native})
 
 
 def _implementation(x: Tensor, noise: Tensor, phi: Tensor, backend: str | None) -> Tensor:
     run = choose("diffuse", x.device.type, backend)
-    if run is not _diffuse_cpu:  # the C++ kernel looks at the values on its way
+    if run is not _diffuse_native:  # the C++ kernel looks at the values on its way
         checks.check_angle_values("phi", phi)
     return dense(run(x, noise, phi), memory_format(x))
 

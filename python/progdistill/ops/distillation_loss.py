@@ -51,7 +51,7 @@ def distillation_loss(
         loss_type: "l2", "l1" or "pseudo_huber" of the weighted residual. The gradient of "l1" is 0 where r is 0.
         huber_c: where "pseudo_huber" turns from r^2 / (2 c) to |r| - c, in units of the weighted v error (diffusers'
             `--huber_c`: 0.001); 1e-9 to 1e9.
-        backend: force "reference" or "cpu"; default: the best available.
+        backend: force "reference", "cpu", "cuda" or "triton"; default: the best available.
 
     Returns:
         loss (B,) in z's dtype: mean over the sample's elements. Differentiable once, and in `pred` only.
@@ -122,7 +122,7 @@ def distillation_loss_reference(
     return weighted_residual(pred, target, phis[0], options)
 
 
-def _distillation_loss_cpu(
+def _distillation_loss_native(
     pred: Tensor,
     z: Tensor,
     outs: list[Tensor],
@@ -143,14 +143,18 @@ def _distillation_loss_cpu(
         PREDICTION_TYPES.index(teacher_type),
         clip,
         options.for_extension(),
-        native.threads(),
+        native.partial_sums(z),
+        native.run(z),
     )
     if not in_order:
         _check_values(phis, teacher_type, clip, options)
     return loss, grad
 
 
-declare("distillation_loss", {"reference": distillation_loss_reference, "cpu": _distillation_loss_cpu})
+declare(
+    "distillation_loss",
+    {"reference": distillation_loss_reference, "cpu": _distillation_loss_native, "cuda": _distillation_loss_native},
+)
 
 
 def _implementation(
@@ -159,7 +163,7 @@ def _implementation(
     *values, backend = flat
     options = LossOptions(*values)
     run = choose("distillation_loss", z.device.type, backend)
-    if run is not _distillation_loss_cpu:  # the C++ kernel looks at the values on its way
+    if run is not _distillation_loss_native:  # the C++ kernel looks at the values on its way
         _check_values(phis, teacher_type, clip, options)
     return run(pred, z, outs, phis, teacher_type, clip, options)
 

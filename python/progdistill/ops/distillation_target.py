@@ -41,7 +41,7 @@ def distillation_target(
         prediction_type: what the teacher's outputs are.
         target_type: what the target shall be; "sample_epsilon" gives x and eps side by side in 2C channels.
         clip: None, or the bound to which each of the teacher's x was clipped (with eps recomputed).
-        backend: force "reference" or "cpu"; default: the best available.
+        backend: force "reference", "cpu", "cuda" or "triton"; default: the best available.
 
     Returns:
         The target in z's dtype and layout. Not differentiable: the teacher is a constant.
@@ -90,7 +90,7 @@ def distillation_target_reference(
     return torch.cat([target_reference(z, outs, form, phis, prediction_type, clip) for form in forms], dim=1)
 
 
-def _distillation_target_cpu(
+def _distillation_target_native(
     z: Tensor, outs: list[Tensor], phis: Tensor, prediction_type: str, target_type: str, clip: float | None
 ) -> Tensor:
     format = memory_format(z)
@@ -103,14 +103,21 @@ def _distillation_target_cpu(
         PREDICTION_TYPES.index(prediction_type),
         PREDICTION_TYPES.index(target_type),
         clip,
-        native.threads(),
+        native.run(z),
     )
     if not in_order:
         _check_values(phis, prediction_type, target_type, clip)
     return target
 
 
-declare("distillation_target", {"reference": distillation_target_reference, "cpu": _distillation_target_cpu})
+declare(
+    "distillation_target",
+    {
+        "reference": distillation_target_reference,
+        "cpu": _distillation_target_native,
+        "cuda": _distillation_target_native,
+    },
+)
 
 
 def _implementation(
@@ -123,7 +130,7 @@ def _implementation(
     backend: str | None,
 ) -> Tensor:
     run = choose("distillation_target", z.device.type, backend)
-    if run is not _distillation_target_cpu:  # the C++ kernel looks at the values on its way
+    if run is not _distillation_target_native:  # the C++ kernel looks at the values on its way
         _check_values(phis, prediction_type, target_type, clip)
     return dense(run(z, outs, phis, prediction_type, target_type, clip), memory_format(z))
 

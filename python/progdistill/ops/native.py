@@ -32,16 +32,25 @@ def view(tensor: Tensor):
     """What the extension takes for a tensor: the tensor itself, or a description of it."""
     if _exchange_api is not None:
         return tensor
-    return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), _DTYPE_CODES[tensor.dtype])
+    # The tensor itself comes last, so that a temporary one lives as long as its description.
+    return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), _DTYPE_CODES[tensor.dtype], tensor)
 
 
-def stream(device: torch.device) -> tuple[int, int] | None:
-    """Where a CUDA kernel is to run: None if the extension asks torch itself, else (device index, stream pointer)."""
+def run(tensor: Tensor):
+    """Where the extension is to work for a call on `tensor`.
+
+    Torch's number of threads for a CPU tensor; for a CUDA tensor None, which has the extension ask torch for its
+    stream, or (device index, stream pointer) where it cannot.
+    """
+    if tensor.device.type == "cpu":
+        return torch.get_num_threads()
     if _exchange_api is not None:
         return None
-    return device.index, torch.cuda.current_stream(device).cuda_stream
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
-def threads() -> int:
-    """How many CPU threads an operation may use: torch's own setting."""
-    return torch.get_num_threads()
+def partial_sums(z: Tensor):
+    """Where the CUDA kernels leave the partial sums of a loss on `z`, as the extension takes it; None if they need none."""
+    on_cpu = isinstance(run(z), int)
+    chunks = 1 if on_cpu or not len(z) else _C.chunks_per_sample(z[0].numel())
+    return view(z.new_empty((len(z), chunks), dtype=torch.float64)) if chunks > 1 else None

@@ -29,11 +29,17 @@ def normal(
         step: update or sampling step number, an int or a one-element int64 tensor on the same device.
         stream: in [0, 2^32); keeps draws for different purposes apart.
         shape: the shape of ONE sample, at most 2^34 elements.
-        backend: force "reference" or "cpu"; default: the best available.
+        backend: force "reference", "cpu", "cuda" or "triton"; default: the best available.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape or range of an argument.
     """
+    step = check_draw(seeds, step, stream, shape)
+    return _normal(seeds, step, stream, list(shape), backend)
+
+
+def check_draw(seeds: Tensor, step: int | Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+    """Checks what a draw is made from, and returns the step as a tensor beside the seeds."""
     if seeds.dtype != torch.int64 or seeds.dim() != 1:
         raise TypeError(f"seeds is {seeds.dtype} of shape {tuple(seeds.shape)}; expected int64 of shape (B,)")
     if not 0 <= stream < 2**32:
@@ -41,10 +47,12 @@ def normal(
     if any(size < 0 for size in shape) or math.prod(shape) > 2**34:
         raise ValueError(f"shape {tuple(shape)} is not the shape of a sample of at most 2^34 elements")
     if not isinstance(step, Tensor):
-        step = torch.full((), step, dtype=torch.int64, device=seeds.device)
-    elif step.dtype != torch.int64 or step.numel() != 1:
+        return torch.full((), step, dtype=torch.int64, device=seeds.device)
+    if step.dtype != torch.int64 or step.numel() != 1:
         raise TypeError(f"step is {step.dtype} of shape {tuple(step.shape)}; expected one int64 element")
-    return _normal(seeds, step, stream, list(shape), backend)
+    if step.device != seeds.device:
+        raise ValueError(f"step is on {step.device}, seeds on {seeds.device}; move one of them")
+    return step
 
 
 def normal_reference(seeds: Tensor, step: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
@@ -62,13 +70,13 @@ def normal_reference(seeds: Tensor, step: Tensor, stream: int, shape: Sequence[i
     return flat.to(torch.float32).reshape(len(seeds), *shape)
 
 
-def _normal_cpu(seeds: Tensor, step: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
-    out = torch.empty((len(seeds), *shape), dtype=torch.float32)
-    native._C.normal(native.view(out), native.view(seeds.contiguous()), int(step), stream, native.threads())
+def _normal_native(seeds: Tensor, step: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+    out = torch.empty((len(seeds), *shape), dtype=torch.float32, device=seeds.device)
+    native._C.normal(native.view(out), native.view(seeds.contiguous()), native.view(step), stream, native.run(seeds))
     return out
 
 
-declare("normal", {"reference": normal_reference, "cpu": _normal_cpu})
+declare("normal", {"reference": normal_reference, "cpu": _normal_native, "cuda": _normal_native})
 
 
 def _implementation(seeds: Tensor, step: Tensor, stream: int, shape: list[int], backend: str | None) -> Tensor:

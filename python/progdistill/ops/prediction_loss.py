@@ -37,7 +37,7 @@ def prediction_loss(
         phi: (B,) float64 angles in [0, pi/2].
         prediction_type, target_type: what `pred` and `target` are.
         weighting, min_snr_gamma, loss_type, huber_c: as in `distillation_loss`.
-        backend: force "reference" or "cpu"; default: the best available.
+        backend: force "reference", "cpu", "cuda" or "triton"; default: the best available.
 
     Returns:
         loss (B,) in z's dtype: mean over the sample's elements. Differentiable once, and in `pred` only.
@@ -99,7 +99,7 @@ def prediction_loss_reference(
     return weighted_residual(pred, own_target, phi, options)
 
 
-def _prediction_loss_cpu(
+def _prediction_loss_native(
     pred: Tensor, z: Tensor, target: Tensor, phi: Tensor, target_type: str, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
     format = memory_format(pred)
@@ -113,14 +113,18 @@ def _prediction_loss_cpu(
         native.view(phi.contiguous()),
         PREDICTION_TYPES.index(target_type),
         options.for_extension(),
-        native.threads(),
+        native.partial_sums(z),
+        native.run(z),
     )
     if not in_order:
         _check_values(phi, target_type, options)
     return loss, grad
 
 
-declare("prediction_loss", {"reference": prediction_loss_reference, "cpu": _prediction_loss_cpu})
+declare(
+    "prediction_loss",
+    {"reference": prediction_loss_reference, "cpu": _prediction_loss_native, "cuda": _prediction_loss_native},
+)
 
 
 def _implementation(
@@ -129,7 +133,7 @@ def _implementation(
     *values, backend = flat
     options = LossOptions(*values)
     run = choose("prediction_loss", z.device.type, backend)
-    if run is not _prediction_loss_cpu:  # the C++ kernel looks at the values on its way
+    if run is not _prediction_loss_native:  # the C++ kernel looks at the values on its way
         _check_values(phi, target_type, options)
     return run(pred, z, target, phi, target_type, options)
 

@@ -3,10 +3,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "host_device.h"
+
 namespace progdistill {
 
-// `static`: compiled for several instruction sets, see loops.cpp.
-static inline float float_of_bfloat16(uint16_t value) {
+PD_LOCAL float float_of_bfloat16(uint16_t value) {
   const uint32_t bits = static_cast<uint32_t>(value) << 16;
   float result;
   memcpy(&result, &bits, sizeof(result));
@@ -14,7 +15,7 @@ static inline float float_of_bfloat16(uint16_t value) {
 }
 
 /// To nearest, ties to even; NaN stays NaN.
-static inline uint16_t rounded_to_bfloat16(float value) {
+PD_LOCAL uint16_t rounded_to_bfloat16(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof(bits));
   const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
