@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 import literal
@@ -27,6 +29,7 @@ def test_opcheck_every_operator():
     grad = lambda t: t.detach().clone().requires_grad_()  # noqa: E731
     opcheck(OPS.normal.default, (torch.arange(3), torch.tensor(1), 0, [2, 5], None))
     opcheck(OPS.diffuse.default, (grad(z), grad(pred), phis[0], None))
+    opcheck(OPS.diffuse_seeded.default, (grad(z), torch.arange(3), torch.tensor(1), 0, phis[0], None))
     opcheck(OPS.ddim_step.default, (grad(z), grad(outs[0]), phis[0], phis[1], "v_prediction", None, None))
     opcheck(OPS.ddim_step.default, (grad(z), grad(outs[0]), phis[0], phis[1], "v_prediction", 1.0, None))
     opcheck(OPS.distillation_target.default, (z, outs, phis, "v_prediction", "sample_epsilon", None, None))
@@ -204,3 +207,38 @@ def test_empty_batch():
     loss, grad = ops.distillation_loss_and_grad(empty[0], empty[1], empty[2:], phis[:, :0])
     assert loss.shape == (0,) and grad.shape == (0, 2, 4, 4)
     assert ops.ddim_step(empty[1], empty[2], phis[0, :0], phis[1, :0]).shape == (0, 2, 4, 4)
+
+
+def test_modes_and_subclasses_see_the_operator():
+    """Calls go past the dispatcher only where nobody would notice."""
+    z, phi = torch.randn(2, 3), torch.full((2,), 0.5, dtype=torch.float64)
+    graph = make_fx(lambda x: ops.diffuse(x, x, phi))(z)
+    assert torch.ops.progdistill.diffuse.default in [node.target for node in graph.graph.nodes]
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(z)
+        assert isinstance(ops.diffuse(fake, fake, mode.from_tensor(phi)), FakeTensor)
+    outside = FakeTensorMode().from_tensor(z)
+    with pytest.raises(Exception, match="Fake"):  # mixing is the dispatcher's complaint; we would read memory
+        ops.diffuse(outside, outside, phi)
+
+    class Named(torch.Tensor):
+        pass
+
+    assert isinstance(ops.diffuse(z.as_subclass(Named), z, phi), Named)
+    leaf = z.clone().requires_grad_()
+    assert ops.diffuse(leaf, z, phi).requires_grad
+    with torch.no_grad():
+        assert not ops.diffuse(leaf, z, phi).requires_grad
+
+
+def test_diffuse_seeded_refuses():
+    x, seeds, phi = torch.zeros(3, 2, 4), torch.arange(3), torch.zeros(3, dtype=torch.float64)
+    for error, message, arguments in [
+        (ValueError, "seeds has 2 elements.*x 3 samples", (x, seeds[:2], 0, 0, phi)),
+        (TypeError, "seeds is torch.int32", (x, seeds.int(), 0, 0, phi)),
+        (ValueError, "stream is 4294967296", (x, seeds, 0, 2**32, phi)),
+        (TypeError, "x is torch.bfloat16", (x.bfloat16(), seeds, 0, 0, phi)),
+        (ValueError, "holds the angle 2.0", (x, seeds, 0, 0, phi + 2)),
+    ]:
+        with pytest.raises(error, match=message):
+            ops.diffuse_seeded(*arguments)

@@ -43,6 +43,8 @@ def check_same(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
 
 def check_output(name: str, output: Tensor, prediction_type: str, state: Tensor) -> None:
     """A network output for `state`: its shape (twice the channels if two-headed), its dtype or bfloat16."""
+    if output.shape == state.shape and output.dtype == state.dtype and heads(prediction_type) == 1:  # as nearly always
+        return _check_device(name, output, "the state", state)
     expected = (state.shape[0], heads(prediction_type) * state.shape[1], *state.shape[2:])
     if tuple(output.shape) != expected:
         two = " (two heads: x in the first half of the channels)" if heads(prediction_type) == 2 else ""
@@ -150,7 +152,7 @@ def _check_angles(name: str, phi: Tensor, shape: tuple[int, ...], state: Tensor)
     if not isinstance(phi, Tensor) or phi.dtype != torch.float64:
         kind = phi.dtype if isinstance(phi, Tensor) else type(phi).__name__
         raise TypeError(f"{name} is {kind}; angles are float64 tensors (float32 angles cost 2e-4 at 8192 steps)")
-    if tuple(phi.shape) != shape:
+    if phi.shape != shape:
         raise ValueError(f"{name} has shape {tuple(phi.shape)}; expected {shape}, an angle for each sample")
     _check_device(name, phi, "the state", state)
 

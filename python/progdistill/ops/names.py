@@ -36,8 +36,10 @@ def heads(prediction_type: str) -> int:
 
 
 def _canonical(name: str, allowed: tuple[str, ...], aliases: dict[str, str], what: str) -> str:
-    resolved = aliases.get(name, name) if isinstance(name, str) else None
-    if resolved in allowed:
+    if name in allowed:
+        return name
+    resolved = aliases.get(name) if isinstance(name, str) else None
+    if resolved is not None:
         return resolved
     short = ", ".join(f"{alias} = {full}" for alias, full in aliases.items())
     raise ValueError(f"unknown {what} {name!r}; use one of {', '.join(allowed)} (short forms: {short})")

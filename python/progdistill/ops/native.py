@@ -50,7 +50,7 @@ def run(tensor: Tensor):
 
 
 def partial_sums(z: Tensor):
-    """Where the CUDA kernels leave the partial sums of a loss on `z`, as the extension takes it; None if they need none."""
+    """Where the CUDA kernels leave the partial sums of a loss on `z`, as the extension takes it; None if nowhere."""
     on_cpu = isinstance(run(z), int)
     chunks = 1 if on_cpu or not len(z) else _C.chunks_per_sample(z[0].numel())
     return view(z.new_empty((len(z), chunks), dtype=torch.float64)) if chunks > 1 else None

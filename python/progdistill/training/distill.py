@@ -16,7 +16,7 @@ from progdistill.data import open_dataset, to_uint8
 from progdistill.evaluation import compare_round
 from progdistill.interop import load, save
 from progdistill.nets.unet import UNet
-from progdistill.ops import ddim_step, diffuse, distillation_loss_and_grad, normal
+from progdistill.ops import ddim_step, diffuse_seeded, distillation_loss_and_grad
 from progdistill.report import labelled_rows
 from progdistill.sampling.addim import addim_prediction
 from progdistill.training.batches import Batch, BatchSource
@@ -56,8 +56,7 @@ class DistillationObjective:
         index = integers(batch.seeds, batch.update, Stream.TIME, self.steps)
         first = self.substeps * (self.steps - 1 - index)
         phis = self.grid[torch.stack([first + j for j in range(self.substeps + 1)])]
-        noise = normal(batch.seeds, batch.update, Stream.NOISE, batch.x.shape[1:])
-        z = diffuse(batch.x, noise, phis[0])
+        z = diffuse_seeded(batch.x, batch.seeds, batch.update, Stream.NOISE, phis[0])
         outs, teacher_type = self._teacher_outputs(z, phis, batch)
         pred = student.raw(z, phis[0], batch.cond)
         loss, grad = distillation_loss_and_grad(
