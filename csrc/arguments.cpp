@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "block.h"
+
 namespace py = pybind11;
 
 namespace progdistill {
@@ -78,6 +80,7 @@ const Tensor& Arguments::state(const char* name, py::handle object) {
 
 const Tensor& Arguments::output(std::string name, py::handle object, int heads) {
   const Tensor& tensor = keep_image(std::move(name), object);
+  interleaved_ |= heads > 1;
   if (!fits_state(tensor, heads)) {
     throw py::value_error(
         tensor.name() + " has shape " + tensor.shape_text() + "; with " + std::to_string(heads) +
@@ -139,6 +142,11 @@ Layout Arguments::layout() const {
     throw py::value_error(
         "states and outputs must be dense in one common order, contiguous or channels_last; pass "
         "tensor.contiguous(memory_format=...)");
+  }
+  if (!contiguous && interleaved_ && device_.type == dlpack::kCpu && state_->size(1) > kBlock) {
+    throw py::value_error(
+        "two-headed outputs in channels_last order have " + std::to_string(state_->size(1)) + " channels a head; the C++ "
+        "kernels take " + std::to_string(kBlock) + " at most: pass contiguous tensors");
   }
   const int64_t samples = state_->size(0), elements = samples > 0 ? state_->count() / samples : 0;
   return {samples, elements, state_->size(1), !contiguous, state_->dtype()};

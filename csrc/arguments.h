@@ -49,6 +49,7 @@ class Arguments {
   std::deque<Tensor> tensors_;
   std::vector<const Tensor*> images_;
   const Tensor* state_ = nullptr;
+  bool interleaved_ = false;  // in channels_last order: an output has two heads
 };
 
 inline Source source(const Tensor& tensor, int heads = 1) { return {tensor.data(), tensor.dtype(), heads}; }

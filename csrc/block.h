@@ -22,7 +22,17 @@ struct Block {
   int64_t index;  // among all blocks of the call
 };
 
-inline int64_t blocks_per_sample(const Layout& layout) { return (layout.elements + kBlock - 1) / kBlock; }
+/// Elements of a block: where pixels may hold two heads a whole number of pixels, of vectors if it can be.
+inline int64_t block_length(const Layout& layout) {
+  if (!layout.channels_last || layout.channels > kBlock) return kBlock;  // no two heads then (Arguments::layout)
+  const int64_t unit = 16 * layout.channels <= kBlock ? 16 * layout.channels : layout.channels;
+  return kBlock / unit * unit;
+}
+
+inline int64_t blocks_per_sample(const Layout& layout) {
+  const int64_t length = block_length(layout);
+  return (layout.elements + length - 1) / length;
+}
 
 /// Arrays of one thread's current block.
 template <class T>
@@ -39,7 +49,7 @@ struct Scratch {
 /// Calls body(coefficients(sample), block, scratch) for all blocks, the coefficients once for each run of a sample.
 template <class T, class Coefficients, class Body>
 void for_each_block(const Layout& layout, int threads, Coefficients&& coefficients, Body&& body) {
-  const int64_t per_sample = blocks_per_sample(layout);
+  const int64_t per_sample = blocks_per_sample(layout), length = block_length(layout);
   // Many tiny samples make tiny blocks; a piece is a number of elements then.
   const int64_t usual = std::min(layout.elements, kBlock);
   const int64_t grain = usual > 0 ? kBlocksPerPiece * kBlock / usual : 1;
@@ -50,10 +60,11 @@ void for_each_block(const Layout& layout, int threads, Coefficients&& coefficien
       const auto current = coefficients(sample);
       const int64_t stop = std::min(end, (sample + 1) * per_sample);
       for (; index < stop; ++index) {
-        const int64_t first = (index - sample * per_sample) * kBlock;
-        body(current, Block{sample, first, std::min(kBlock, layout.elements - first), index}, scratch);
+        const int64_t first = (index - sample * per_sample) * length;
+        body(current, Block{sample, first, std::min(length, layout.elements - first), index}, scratch);
       }
     }
+    fence_streams();
   });
 }
 
@@ -61,12 +72,12 @@ void for_each_block(const Layout& layout, int threads, Coefficients&& coefficien
 template <class T>
 const T* read(const Source& source, int head, const Layout& layout, const Block& block, T* buffer);
 
-/// Where to write one head: in the tensor itself if it is dense there as T, else in `buffer`, which `commit` then
-/// brings into the tensor.
+/// Where to write one head: in the tensor itself if it is dense there as T, else in `buffer`. `commit`, given where all
+/// heads were written, brings the latter into the tensor.
 template <class T>
 T* destination(const Sink& sink, int head, const Layout& layout, const Block& block, T* buffer);
 template <class T>
-void commit(const Sink& sink, int head, const Layout& layout, const Block& block, const T* written);
+void commit(const Sink& sink, const Layout& layout, const Block& block, T* const* written);
 
 /// A growing sum of coefficient * tensor over one block. Tensors are read when added and kTerms at a time are combined,
 /// so any number of them needs the same scratch.

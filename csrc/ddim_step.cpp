@@ -29,11 +29,13 @@ bool ddim_step(
           const Form& first = clip ? form.x : form.direct;
           sum.add(z, 0, first.z);
           sum.add_heads(out, first.output);
-          if (!clip) return sum.write(to);
-          sum.write(scratch.x);
-          typed_loops<T>().clip(
-              scratch.x, to, read<T>(z, 0, layout, block, nullptr), static_cast<T>(*clip),
-              static_cast<T>(form.z_of_clipped), static_cast<T>(form.x_of_clipped), block.size);
+          sum.write(clip ? scratch.x : to);
+          if (clip) {
+            typed_loops<T>().clip(
+                scratch.x, to, read<T>(z, 0, layout, block, nullptr), static_cast<T>(*clip),
+                static_cast<T>(form.z_of_clipped), static_cast<T>(form.x_of_clipped), block.size);
+          }
+          commit(next, layout, block, &to);
         });
   });
   return watch.all_well();

@@ -23,7 +23,9 @@ bool diffuse(
           Sum<T> sum(layout, block, scratch);
           sum.add(x, 0, by.x);
           sum.add(noise, 0, by.noise);
-          sum.write(destination<T>(z, 0, layout, block, scratch.x));
+          T* to = destination<T>(z, 0, layout, block, scratch.x);
+          sum.write(to);
+          commit(z, layout, block, &to);
         });
   });
   return watch.all_well();

@@ -69,7 +69,9 @@ bool diffuse_seeded(
           Sum<T> sum(layout, block, scratch);
           sum.add(x, 0, by.x);
           sum.add(scratch.x, by.noise);
-          sum.write(destination<T>(z, 0, layout, block, scratch.state));
+          T* to = destination<T>(z, 0, layout, block, scratch.state);
+          sum.write(to);
+          commit(z, layout, block, &to);
         });
   });
   return watch.all_well();

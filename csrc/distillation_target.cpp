@@ -25,13 +25,14 @@ bool distillation_target(
           return result;
         },
         [&](const Coefficients& by, const Block& block, Scratch<T>& scratch) {
+          T* to[kMaxHeads];
           for (int head = 0; head < target.heads; ++head) {
-            T* to = destination<T>(target, head, layout, block, scratch.heads[head]);
+            to[head] = destination<T>(target, head, layout, block, scratch.heads[head]);
             Sum<T> sum(layout, block, scratch);
             add_target(sum, by.head[head], layout, z, teacher, block, scratch);
-            sum.write(to);
-            commit(target, head, layout, block, to);
+            sum.write(to[head]);
           }
+          commit(target, layout, block, to);
         });
   });
   return watch.all_well();

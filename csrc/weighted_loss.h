@@ -47,7 +47,7 @@ void weighted_loss(
           if (grad) job.grad[head] = destination<T>(*grad, head, layout, block, scratch.grads[head]);
         }
         partial[block.index] = typed_loops<T>().residual(job, block.size);
-        for (int head = 0; grad && head < pred.heads; ++head) commit(*grad, head, layout, block, job.grad[head]);
+        if (grad) commit<T>(*grad, layout, block, job.grad);
       });
   for (int64_t b = 0; b < layout.samples; ++b) {
     double sum = 0.0;

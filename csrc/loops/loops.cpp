@@ -1,9 +1,15 @@
 #include "loops.h"
 
 #include <cstring>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "arithmetic.h"
 #include "bfloat16.h"
+#include "interleave.h"
 #include "philox.h"
 
 // PD_ISA names this compilation: baseline, avx2 or avx512. Nothing here may be shared between the compilations, or the
@@ -121,6 +127,76 @@ double residual(const Residual<T>& job, int64_t n) {
   }
 }
 
+template <class T>
+void split_any(T* to, const T* pixels, int64_t channels, int head, int64_t count) {
+  for (int64_t pixel = 0; pixel < count; ++pixel) {
+    for (int64_t c = 0; c < channels; ++c) to[pixel * channels + c] = pixels[(2 * pixel + head) * channels + c];
+  }
+}
+
+template <class T>
+void join_any(T* pixels, const T* first, const T* second, int64_t channels, int64_t count) {
+  for (int64_t pixel = 0; pixel < count; ++pixel) {
+    for (int64_t c = 0; c < channels; ++c) {
+      pixels[2 * pixel * channels + c] = first[pixel * channels + c];
+      pixels[(2 * pixel + 1) * channels + c] = second[pixel * channels + c];
+    }
+  }
+}
+
+template <int Channels>
+void split_head(float* to, const float* pixels, int head, int64_t count) {
+  return head == 0 ? split_pixels<Channels, 0>(to, pixels, count) : split_pixels<Channels, 1>(to, pixels, count);
+}
+
+void split(float* to, const float* pixels, int64_t channels, int head, int64_t count) {
+  switch (channels) {
+    case 1:
+      return split_head<1>(to, pixels, head, count);
+    case 3:
+      return split_head<3>(to, pixels, head, count);
+    case 4:
+      return split_head<4>(to, pixels, head, count);
+    default:
+      return split_any(to, pixels, channels, head, count);
+  }
+}
+
+void join(float* pixels, const float* first, const float* second, int64_t channels, int64_t count) {
+  switch (channels) {
+    case 1:
+      return join_pixels<1>(pixels, first, second, count);
+    case 3:
+      return join_pixels<3>(pixels, first, second, count);
+    case 4:
+      return join_pixels<4>(pixels, first, second, count);
+    default:
+      return join_any(pixels, first, second, channels, count);
+  }
+}
+
+void stream(void* to, const void* from, int64_t bytes) {
+  auto* dst = static_cast<char*>(to);
+  const auto* src = static_cast<const char*>(from);
+#if defined(__x86_64__)
+  const int64_t head = (64 - static_cast<int64_t>(reinterpret_cast<uintptr_t>(dst) % 64)) % 64;
+  if (bytes > head) {
+    memcpy(dst, src, head);
+    for (dst += head, src += head, bytes -= head; bytes >= 64; dst += 64, src += 64, bytes -= 64) {
+#if defined(__AVX512F__)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(dst), _mm512_loadu_si512(src));
+#else
+      for (int part = 0; part < 64; part += 16) {
+        const __m128i value = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + part));
+        _mm_stream_si128(reinterpret_cast<__m128i*>(dst + part), value);
+      }
+#endif
+    }
+  }
+#endif
+  memcpy(dst, src, bytes);
+}
+
 void bfloat16_to_float(float* dst, const uint16_t* src, int64_t n) {
   for (int64_t i = 0; i < n; ++i) dst[i] = float_of_bfloat16(src[i]);
 }
@@ -155,10 +231,11 @@ namespace PD_ISA {
 
 extern const Loops table;
 const Loops table = {
-    {combine<float>, clip<float>, residual<float>},
-    {combine<double>, clip<double>, residual<double>},
+    {combine<float>, clip<float>, residual<float>, split, join},
+    {combine<double>, clip<double>, residual<double>, split_any<double>, join_any<double>},
     bfloat16_to_float,
     float_to_bfloat16,
+    stream,
     normal,
 };
 

@@ -40,6 +40,9 @@ struct TypedLoops {
   /// r = scale * (sum pred - sum target). By type: grad[h] = slope[h] * r and the sum of r^2 is returned, or slope[h] *
   /// sign(r) and the sum of |r|, or slope[h] * r / sqrt(r^2 + c^2) and the sum of sqrt(r^2 + c^2) - c.
   double (*residual)(const Residual<T>& residual, int64_t n);
+  /// `count` pixels of two heads with `channels` each: to = the channels of one head; or pixels = those of both.
+  void (*split)(T* to, const T* pixels, int64_t channels, int head, int64_t count);
+  void (*join)(T* pixels, const T* first, const T* second, int64_t channels, int64_t count);
 };
 
 struct Loops {
@@ -47,6 +50,8 @@ struct Loops {
   TypedLoops<double> f64;
   void (*bfloat16_to_float)(float* dst, const uint16_t* src, int64_t n);
   void (*float_to_bfloat16)(uint16_t* dst, const float* src, int64_t n);
+  /// Copies past the caches: for memory that nobody reads soon. The caller must fence (fence_streams).
+  void (*stream)(void* to, const void* from, int64_t bytes);
   /// Four normals for each of `blocks` consecutive Philox counters.
   void (*normal)(float* dst, uint64_t seed, uint32_t first_block, uint32_t stream, uint64_t step, int64_t blocks);
 };
@@ -54,6 +59,9 @@ struct Loops {
 /// Chooses the loops for the widest instruction set that processor and operating system support, or those of the given
 /// name: "avx512", "avx2" or "baseline". Throws std::invalid_argument if they are not to be had.
 void choose_loops(const char* wish);
+
+/// Makes what `stream` has written visible to other threads.
+void fence_streams();
 
 /// The chosen loops and their name.
 const Loops& loops();

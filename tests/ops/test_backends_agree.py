@@ -15,7 +15,7 @@ from progdistill.ops import native
 
 TYPES = ("epsilon", "sample", "v_prediction", "sample_epsilon")
 WEIGHTINGS = ("constant", "snr", "truncated_snr", "snr_plus_one", "min_snr")
-SHAPES = [(3, 5), (1, 1), (2, 3, 7, 5), (2, 3, 2, 4, 4), (2, 1, 3, 3), (5, 4, 40, 40)]
+SHAPES = [(3, 5), (1, 1), (2, 3, 7, 5), (2, 3, 2, 4, 4), (2, 1, 3, 3), (2, 5, 9, 7), (5, 4, 40, 40)]
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 LAST_PLACE = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.bfloat16: 2.0**-7}
 
@@ -371,6 +371,31 @@ def test_samples_of_several_blocks_sum_up_to_the_same_bits_every_time(backend, s
     assert all(map(torch.equal, *results))
     alone = backend.call(ops.distillation_loss_and_grad, pred[:1], z[:1], [out[:1] for out in outs], phis[:, :1])
     assert torch.equal(alone[0], results[0][0][:1])  # whatever else is in the batch
+
+
+@pytest.mark.skipif(native._C is None, reason=f"the extension was not built: {native.import_error}")
+@pytest.mark.parametrize("offset", [0, 1])
+def test_results_larger_than_the_caches(offset):
+    """They are written past the caches, in memory that need not begin at a cache line, and have the same bits."""
+    room = torch.randn(5_000_000 + offset, generator=torch.Generator().manual_seed(0))
+    large, phis = room[offset:].reshape(2, 2_500_000), angles(2, 2)
+    small = large[:, :1_000_003].contiguous()
+
+    def results(z):
+        yield ops.diffuse(z, z, phis[0], backend="cpu")
+        yield ops.ddim_step(z, z, *phis[:2], clip=1.0, backend="cpu")
+        yield ops.distillation_loss_and_grad(z, z, [z, z], phis, grad_scale=z.shape[1], backend="cpu")[1]
+
+    for whole, part in zip(results(large), results(small), strict=True):
+        assert torch.equal(whole[:, :1_000_003], part)
+
+
+@pytest.mark.skipif(native._C is None, reason=f"the extension was not built: {native.import_error}")
+def test_two_interleaved_heads_of_too_many_channels():
+    (z,), outs = images(1, (1, 1025, 2, 2)), images(2, (1, 1025, 2, 2), "sample_epsilon", seed=1)
+    z, *outs = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (z, *outs))
+    with pytest.raises(ValueError, match="1025 channels a head.*1024 at most: pass contiguous"):
+        ops.distillation_target(z, outs, angles(1, 2), prediction_type="sample_epsilon", backend="cpu")
 
 
 @pytest.mark.gpu
