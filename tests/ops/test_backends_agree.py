@@ -1,8 +1,4 @@
-"""The compiled kernels, C++ and CUDA (emulated where there is no GPU), against the PyTorch reference.
-
-A kernel's error against float64 is at most twice the error that the same maths in plain PyTorch has, plus one unit in
-the last place. Errors are maxima over a sample, because a sample's weight sets the scale of all its numbers.
-"""
+"""The compiled kernels (CUDA: emulated where there is no GPU) against the PyTorch reference and each other."""
 
 import itertools
 import math
@@ -12,12 +8,12 @@ import torch
 
 from progdistill import ops
 from progdistill.ops import native
+from tolerance import assert_within_rule, largest, root_mean_square
 
 TYPES = ("epsilon", "sample", "v_prediction", "sample_epsilon")
 WEIGHTINGS = ("constant", "snr", "truncated_snr", "snr_plus_one", "min_snr")
 SHAPES = [(3, 5), (1, 1), (2, 3, 7, 5), (2, 3, 2, 4, 4), (2, 1, 3, 3), (2, 5, 9, 7), (5, 4, 40, 40)]
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
-LAST_PLACE = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.bfloat16: 2.0**-7}
 
 
 def images(count, shape, prediction_type="v_prediction", dtype=torch.float32, seed=0):
@@ -43,15 +39,7 @@ def double(value):
     return value.double() if isinstance(value, torch.Tensor) else value
 
 
-def per_sample(value):
-    return value.abs().reshape(len(value), -1).amax(dim=1) if value.numel() else value.new_zeros(len(value))
-
-
-def root_mean_square(value):
-    return value.reshape(len(value), -1).square().mean(dim=1).sqrt() if value.numel() else value.new_zeros(len(value))
-
-
-def assert_as_good_as_reference(backend, operation, *arguments, size=per_sample, **options):
+def assert_as_good_as_reference(backend, operation, *arguments, size=largest, **options):
     """Runs an operation three ways and applies the rule to each of its results."""
     as_tuple = lambda result: result if isinstance(result, tuple) else (result,)  # noqa: E731
     mine = as_tuple(backend.call(operation, *arguments, **options))
@@ -59,12 +47,7 @@ def assert_as_good_as_reference(backend, operation, *arguments, size=per_sample,
     truth = as_tuple(operation(*double(list(arguments)), backend="reference", **options))
     for got, plain, exact in zip(mine, reference, truth, strict=True):
         assert got.dtype == plain.dtype and got.shape == plain.shape and got.stride() == plain.stride()
-        error, allowed = size(got.double() - exact), size(plain.double() - exact)
-        bound = 2 * allowed + LAST_PLACE[got.dtype] * size(exact)
-        # In a sample of a few numbers the reference may be right by luck, so the sample's intermediate results count.
-        if got.numel() < 50 * len(got):
-            bound = bound + 4 * LAST_PLACE[got.dtype] * (1 + size(exact))
-        assert (error <= bound).all(), (error / bound).max()
+        assert_within_rule(got, plain, exact, size)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
