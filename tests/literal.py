@@ -112,7 +112,7 @@ def weight(phi, weighting, gamma=5.0):
 def loss(pred, z, x_star, phi, prediction_type, weighting, gamma=5.0):
     """Eq. 9 / 10: weight times the mean squared x error of each sample."""
     x = x_of(z, pred, *alpha_and_sigma(phi, z), prediction_type)
-    return weight(phi, weighting, gamma) * (x - x_star).flatten(1).square().mean(1)
+    return weight(phi, weighting, gamma) * (x - x_star).square().mean(dim=tuple(range(1, z.dim())))
 
 
 def robust_loss(pred, z, x_star, phi, prediction_type, weighting, loss_type, c):
