@@ -22,6 +22,7 @@ from progdistill import ops
 from progdistill.ops import backends
 from progdistill.ops.ddim_step import ddim_step_reference
 from progdistill.ops.diffuse import diffuse_reference
+from progdistill.ops.diffuse_seeded import diffuse_seeded_reference
 from progdistill.ops.distillation_loss import distillation_loss_reference
 from progdistill.ops.distillation_target import distillation_target_reference
 from progdistill.ops.loss_options import LossOptions
@@ -51,15 +52,18 @@ class Contender(NamedTuple):
 class Case(NamedTuple):
     """One operation in one mode, to be called under no_grad in the mode FORWARD.
 
-    `reads` names the inputs as often as the operation must read them; it must write its results once.
+    `inputs` makes them from the sizes, a device and a seed. `reads` names them as often as the operation must read
+    them; it must write its results once.
     """
 
     operation: str
     variant: str
     mode: str
-    inputs: Callable[[tuple[int, ...], str, int], Inputs]
+    inputs: Callable[[Any, str, int], Inputs]
     reads: tuple[str, ...]
     contenders: dict[str, Contender]
+    in_place: bool = False  # contenders change their inputs, and return them
+    most_states: int = 40  # memory that the hungriest contender takes, inputs included, in units of a float32 state
 
     @property
     def name(self) -> str:
@@ -156,35 +160,35 @@ def _diffuse(device: str) -> Iterator[Case]:
 
     functions = ours, reference, textbook
     reads = ("x", "noise")
-    joins = {FORWARD: (as_it_is, reads), GRADIENT: (with_gradient(*reads), (*reads, "cotangent"))}
-    for mode, (join, names) in joins.items():
+    modes = (FORWARD, as_it_is, reads), (GRADIENT, with_gradient(*reads), (*reads, "cotangent"))
+    for mode, join, names in modes:
         contenders = _contenders("diffuse", device, *functions, join)
         yield Case("diffuse", "", mode, partial(inputs, mode == GRADIENT), names, contenders)
 
 
 def _diffuse_seeded(device: str) -> Iterator[Case]:
-    if not hasattr(ops, "diffuse_seeded"):
-        return
-
-    def inputs(shape, device, seed):
+    def inputs(gradient, shape, device, seed):
         seeds = torch.arange(shape[0], device=device) + seed * shape[0]
         step = torch.ones((), dtype=torch.int64, device=device)
-        t = _random(shape, device, seed, x=torch.float32)
+        t = _random(shape, device, seed, x=torch.float32, cotangent=torch.float32)
+        t["x"].requires_grad_(gradient)
         return {**t, "seeds": seeds, "step": step, **_angles(shape[0], device)}
 
     def ours(backend, t):
         return ops.diffuse_seeded(t["x"], t["seeds"], t["step"], 0, t["phi"], backend=backend)
 
     def reference(t):
-        return diffuse_reference(t["x"], normal_reference(t["seeds"], t["step"], 0, t["x"].shape[1:]), t["phi"])
+        return diffuse_seeded_reference(t["x"], t["seeds"], t["step"], 0, t["phi"])
 
     def textbook(t):
         return literal.diffuse(t["x"], torch.randn_like(t["x"]), t["single_phi"])
 
-    contenders = _contenders("diffuse_seeded", device, ours, reference, textbook, as_it_is)
-    contenders["reference"] = contenders["reference"]._replace(compiles=False)
-    contenders["textbook"] = contenders["textbook"]._replace(other_numbers=True)
-    yield Case("diffuse_seeded", "", FORWARD, inputs, ("x",), contenders)
+    functions = ours, reference, textbook
+    for mode, join, names in ((FORWARD, as_it_is, ("x",)), (GRADIENT, with_gradient("x"), ("x", "cotangent"))):
+        contenders = _contenders("diffuse_seeded", device, *functions, join)
+        contenders["reference"] = contenders["reference"]._replace(compiles=False)
+        contenders["textbook"] = contenders["textbook"]._replace(other_numbers=True)
+        yield Case("diffuse_seeded", "", mode, partial(inputs, mode == GRADIENT), names, contenders)
 
 
 def _ddim_step(device: str) -> Iterator[Case]:
@@ -207,8 +211,7 @@ def _ddim_step(device: str) -> Iterator[Case]:
         functions = [partial(function, clip) for function in (ours, reference, textbook)]
         # The gradient through a clip depends on where it clipped, and so on z and out once more.
         again = ("cotangent",) if clip is None else ("cotangent", "z", "out")
-        joins = {FORWARD: (as_it_is, ()), GRADIENT: (with_gradient("z", "out"), again)}
-        for mode, (join, names) in joins.items():
+        for mode, join, names in ((FORWARD, as_it_is, ()), (GRADIENT, with_gradient("z", "out"), again)):
             contenders = _contenders("ddim_step", device, *functions, join)
             variant = "" if clip is None else "clip"
             yield Case("ddim_step", variant, mode, partial(inputs, mode == GRADIENT), ("z", "out", *names), contenders)

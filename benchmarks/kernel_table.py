@@ -46,7 +46,7 @@ def note_line(note: dict[str, Any]) -> str:
 def case_name(case: dict[str, Any]) -> str:
     """Shape, operation, variant and mode."""
     parts = [part for part in (case["operation"], case["variant"]) if part]
-    return f"{'x'.join(map(str, case['shape']))}  {', '.join(parts)}: {case['mode']}"
+    return f"{case['shape']}  {', '.join(parts)}: {case['mode']}"
 
 
 def best(case: dict[str, Any]) -> dict[str, Any] | None:
@@ -93,8 +93,7 @@ def write_csv(path: Path, found: dict[str, Any]) -> None:
     }
     rows = []
     for case in found["cases"]:
-        named = {key: case[key] for key in ("operation", "variant", "mode", "must_move_bytes")}
-        named["shape"] = "x".join(map(str, case["shape"]))
+        named = {key: case[key] for key in ("shape", "operation", "variant", "mode", "must_move_bytes")}
         rows += [
             {**named, **{key: value for key, value in record.items() if key != "seconds"}, **machine}
             for record in case["records"]

@@ -25,18 +25,19 @@ from typing import Any, NamedTuple
 
 import torch
 
+import kernel_cases
+import optimizer_cases
 from copy_rate import copy_rate
-from kernel_cases import GRADIENT, Case, Contender, cases
+from kernel_cases import GRADIENT, Case, Contender
 from kernel_table import OURS, case_lines, closing_lines, heading, write_csv
 from machine import describe, free_bytes, one_line
+from progdistill.nets.presets import PRESETS
 from rotation import Rotation, captured, copies_beyond, tensor_bytes
 from timing import EventClock, HostClock, clock_of, interleaved, spread
 
-SHAPES = ("128x3x32x32", "2048x3x64x64", "512x3x128x128", "64x4x64x64")
-QUICK_SHAPES = ("4x3x8x8",)
+SHAPES = ("128x3x32x32", "2048x3x64x64", "512x3x128x128", "64x4x64x64", "cifar10")
+QUICK_SHAPES = ("4x3x8x8", "digits8")
 LARGEST_DISAGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
-# Temporaries of the textbook in eager mode, inputs and results, in units of the state.
-MOST_STATES = 40
 
 
 class Settings(NamedTuple):
@@ -50,6 +51,38 @@ class Settings(NamedTuple):
 
     def wants(self, name: str) -> bool:
         return not self.contenders or any(part in name for part in self.contenders)
+
+
+class Subject(NamedTuple):
+    """What a case works on: the sizes of a batch of images, or of the parameters of a network, as named."""
+
+    label: str
+    sizes: tuple[Any, ...]
+
+    @property
+    def elements(self) -> int:
+        return sum(map(math.prod, self.sizes)) if self.is_network else math.prod(self.sizes)
+
+    @property
+    def is_network(self) -> bool:
+        return self.label in PRESETS
+
+
+def subject(text: str) -> Subject:
+    """The subject of "128x3x32x32" or "cifar10".
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    if text in PRESETS:
+        return Subject(text, optimizer_cases.weight_shapes(text))
+    sizes = text.split("x")
+    if len(sizes) != 4 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise ValueError(
+            f"{text!r} is no shape; write samples, channels, height, width: 128x3x32x32; or, for the optimizer, a "
+            f"network: {', '.join(PRESETS)}"
+        )
+    return Subject(text, tuple(map(int, sizes)))
 
 
 def ready(contender: Contender, with_compile: bool) -> Callable[[Any], Any]:
@@ -91,13 +124,16 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
 
 
-def working(case: Case, calls: dict[str, Callable], inputs: Any, notes: list[dict]) -> tuple[dict[str, Callable], int]:
+def working(
+    case: Case, calls: dict[str, Callable], fresh: Callable[[], Any], notes: list[dict]
+) -> tuple[dict[str, Callable], int]:
     """The calls that run and agree with the reference, and the bytes of the results. Others leave a note."""
+    inputs = fresh()
     expected = calls["reference"](inputs)
     kept = {}
     for name, call in calls.items():
         try:
-            wrong = disagreement(call(inputs), expected)
+            wrong = disagreement(call(fresh() if case.in_place else inputs), expected)
         except Exception as error:
             notes.append(note(f"does not run: {first_line(error)}", name, failed=name in OURS))
             continue
@@ -135,31 +171,32 @@ def timed(calls: dict[str, Callable], sets: dict[str, list], settings: Settings,
     }
 
 
-def measure(case: Case, shape: tuple[int, ...], settings: Settings, cache: int, ceiling: float) -> dict[str, Any]:
+def measure(case: Case, about: Subject, settings: Settings, cache: int, ceiling: float) -> dict[str, Any]:
     """What one case came to: a record for each contender and timer, and notes on what did not go as it should."""
-    found = {"operation": case.operation, "variant": case.variant, "mode": case.mode, "shape": list(shape)}
+    found = {"operation": case.operation, "variant": case.variant, "mode": case.mode, "shape": about.label}
     found |= {"must_move_bytes": None, "notes": [], "records": []}
-    needed, free = MOST_STATES * 4 * math.prod(shape), free_bytes(settings.device)
+    needed, free = case.most_states * 4 * about.elements, free_bytes(settings.device)
     if free is not None and needed > free:
         text = f"skipped: needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
         return found | {"notes": [note(text)]}
     try:
         with torch.set_grad_enabled(case.mode == GRADIENT):
-            return found | _measured(case, shape, settings, cache, ceiling)
+            return found | _measured(case, about.sizes, settings, cache, ceiling)
     except Exception as error:  # the other cases still count
         out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
         text = f"{'skipped' if out_of_memory else 'failed'}: {first_line(error)}"
         return found | {"notes": [note(text, failed=not out_of_memory)]}
 
 
-def _measured(case: Case, shape: tuple[int, ...], settings: Settings, cache: int, ceiling: float) -> dict[str, Any]:
+def _measured(case: Case, sizes: tuple[Any, ...], settings: Settings, cache: int, ceiling: float) -> dict[str, Any]:
     notes: list[dict] = []
-    inputs = case.inputs(shape, settings.device, 0)
-    calls, result_bytes = working(case, calls_of(case, settings), inputs, notes)
+    fresh = partial(case.inputs, sizes, settings.device)
+    calls, result_bytes = working(case, calls_of(case, settings), partial(fresh, 0), notes)
+    inputs = fresh(0)
     calls = {name: call for name, call in calls.items() if settings.wants(name)}
     moved = sum(tensor_bytes(inputs[name]) for name in case.reads) + result_bytes
-    copies = copies_beyond(cache, tensor_bytes(inputs) + result_bytes)
-    everything = [inputs, *(case.inputs(shape, settings.device, seed) for seed in range(1, copies))]
+    copies = copies_beyond(cache, tensor_bytes(inputs) + (0 if case.in_place else result_bytes))
+    everything = [inputs, *(fresh(seed) for seed in range(1, copies))]
     sets = dict.fromkeys(calls, everything)
     if settings.wants("copy"):
         calls["copy"] = lambda pair: pair[1].copy_(pair[0])
@@ -181,7 +218,9 @@ def _pair(size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     return source, torch.empty_like(source)
 
 
-def run(shapes: list[str], settings: Settings, only: list[str], quick: bool, save: Callable[[dict], None]) -> dict:
+def run(
+    subjects: list[Subject], settings: Settings, only: list[str], quick: bool, save: Callable[[dict], None]
+) -> dict:
     """Measures and prints; `save` gets all that there is after every case."""
     clock = clock_of(settings.device)
     about = describe(settings.device)
@@ -189,20 +228,25 @@ def run(shapes: list[str], settings: Settings, only: list[str], quick: bool, sav
     ceiling = copy_rate(settings.device, clock, largest=2**22 if quick else 2**31)
     print(f"large copy: {ceiling['bytes_per_second'] / 1e9:.1f} GB/s read + written\n", flush=True)
     found: dict[str, Any] = {"machine": about, "copy": ceiling, "settings": settings._asdict(), "cases": []}
-    chosen = [case for case in cases(settings.device) if not only or any(part in case.name for part in only)]
-    if not chosen:
-        names = "\n  ".join(case.name for case in cases(settings.device))
-        raise SystemExit(f"no case has {' or '.join(map(repr, only))} in its name; there are:\n  {names}")
-    for shape in shapes:
-        print(heading(settings.device))
+    for one in subjects:
+        chosen = [c for c in cases_of(one, settings.device) if not only or any(part in c.name for part in only)]
+        if chosen:
+            print(heading(settings.device))
         for case in chosen:
-            cache = about.get("l2_bytes") or 0
-            result = measure(case, parsed(shape), settings, cache, ceiling["bytes_per_second"])
+            result = measure(case, one, settings, about.get("l2_bytes") or 0, ceiling["bytes_per_second"])
             found["cases"].append(result)
             print("\n".join(case_lines(result)), flush=True)
             save(found)
             release(settings)
+    if only and not found["cases"]:
+        names = "\n  ".join(dict.fromkeys(case.name for one in subjects for case in cases_of(one, settings.device)))
+        raise SystemExit(f"no case has {' or '.join(map(repr, only))} in its name; there are:\n  {names}")
     return found
+
+
+def cases_of(about: Subject, device: str) -> list[Case]:
+    """The operations on images, or those on a network's parameters."""
+    return optimizer_cases.cases(device) if about.is_network else kernel_cases.cases(device)
 
 
 def release(settings: Settings) -> None:
@@ -214,21 +258,15 @@ def release(settings: Settings) -> None:
         torch.cuda.empty_cache()
 
 
-def parsed(shape: str) -> tuple[int, ...]:
-    """128x3x32x32 -> (128, 3, 32, 32)."""
-    try:
-        sizes = tuple(map(int, shape.split("x")))
-    except ValueError:
-        sizes = ()
-    if len(sizes) != 4 or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{shape!r} is no shape; write samples, channels, height, width: 128x3x32x32")
-    return sizes
-
-
 def arguments_of(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shapes", nargs="+", metavar="BxCxHxW", help=f"default: {' '.join(SHAPES)}")
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        metavar="BxCxHxW",
+        help=f"batches of images, or networks for the optimizer's operations; default: {' '.join(SHAPES)}",
+    )
     parser.add_argument("--only", nargs="+", default=[], help="cases whose name contains one of these")
     parser.add_argument("--contenders", nargs="+", default=[], help="contenders whose name contains one of these")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
@@ -238,11 +276,10 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="write everything to this JSON file, after every case")
     parser.add_argument("--csv", type=Path, help="write the figures to this CSV file")
     arguments = parser.parse_args(words)
-    for shape in arguments.shapes or []:
-        try:
-            parsed(shape)
-        except argparse.ArgumentTypeError as error:
-            parser.error(str(error))
+    try:
+        arguments.subjects = list(map(subject, arguments.shapes or (QUICK_SHAPES if arguments.quick else SHAPES)))
+    except ValueError as error:
+        parser.error(str(error))
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but torch sees no GPU here; use --device cpu")
     return arguments
@@ -265,8 +302,7 @@ def main(words: list[str] | None = None) -> int:
         if arguments.output is not None:
             arguments.output.write_text(json.dumps(found, indent=1) + "\n")
 
-    shapes = arguments.shapes or list(QUICK_SHAPES if quick else SHAPES)
-    found = run(shapes, settings, arguments.only, quick, save)
+    found = run(arguments.subjects, settings, arguments.only, quick, save)
     found["summary"], failed = closing_lines(found["cases"])
     print("\n".join(found["summary"]))
     save(found)

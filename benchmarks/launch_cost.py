@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 
+import optimizer_cases
 from kernel_cases import FORWARD, GRADIENT, Case, cases
 from machine import describe, one_line
 from timing import HostClock, Spread, interleaved, spread
 
 SHAPE = (1, 3, 8, 8)
+WEIGHTS = ((8, 8),) * 8
 NO_GRAD, GRAD_MODE, AND_GRAD = "no_grad", "grad mode", "and_grad"
 COLUMNS = (NO_GRAD, GRAD_MODE, AND_GRAD)
 # A GPU takes some thousand launches before the host has to wait for it; an eager loss is fifty.
@@ -52,6 +54,10 @@ def calls(device: str) -> dict[tuple[str, str, str], Callable[[], Any]]:
             found[label, backend, GRAD_MODE] = partial(_piece(case, backend), requiring)
             if operation.endswith("_loss"):
                 found[label, backend, AND_GRAD] = partial(_piece(tracked, backend), requiring)
+    for case in optimizer_cases.cases(device):
+        t = case.inputs(WEIGHTS, device, 0)
+        for backend in case.contenders:
+            found[f"{case.operation}, {len(WEIGHTS)} tensors", backend, NO_GRAD] = partial(_piece(case, backend), t)
     return found
 
 
@@ -72,13 +78,13 @@ def measure(device: str, **options: Any) -> dict[tuple[str, str, str], Spread]:
 
 def table(figures: dict[tuple[str, str, str], Spread]) -> list[str]:
     """A line for each operation and backend: medians in microseconds, minima in brackets."""
-    lines = [f"{'host time a call, us (minimum)':<42}" + "".join(f"{column:>20}" for column in COLUMNS)]
+    lines = [f"{'host time a call, us (minimum)':<50}" + "".join(f"{column:>20}" for column in COLUMNS)]
     for operation, backend in dict.fromkeys(key[:2] for key in figures):
         cells = []
         for column in COLUMNS:
             one = figures.get((operation, backend, column))
             cells.append(f"{'-':>20}" if one is None else f"{1e6 * one.median:>11.2f} ({1e6 * one.minimum:>6.2f})")
-        lines.append(f"{operation:<30}{backend:<12}" + "".join(cells))
+        lines.append(f"{operation:<38}{backend:<12}" + "".join(cells))
     return lines
 
 

@@ -58,7 +58,7 @@ STAGES = (
     ),
     *(
         Stage(f"kernels-{shape}", (*KERNELS, f"{{files}}/kernels-{shape}.csv", "--shapes", shape), 470)
-        for shape in ("128x3x32x32", "2048x3x64x64", "512x3x128x128", "64x4x64x64")
+        for shape in ("128x3x32x32", "2048x3x64x64", "512x3x128x128", "64x4x64x64", "cifar10")
     ),
 )
 
@@ -110,7 +110,6 @@ def main(words: list[str] | None = None) -> int:
     if arguments.output.exists() and not arguments.overwrite:
         parser.error(f"{arguments.output} exists; name another file with --output, or replace it with --overwrite")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running stage ends, too
     python = python_of(arguments.venv.resolve()) if arguments.venv else sys.executable
     # This checkout, whatever else is installed; the editable build puts the extension beside its Python files.
     paths = [str(ROOT / room) for room in ("python", "benchmarks")]
@@ -122,7 +121,11 @@ def main(words: list[str] | None = None) -> int:
     }
     if arguments.commit:
         environment["PROGDISTILL_COMMIT"] = arguments.commit
-    return run_stages(stages, arguments.output, {"python": python, "root": str(ROOT)}, environment)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running stage ends, too
+    try:
+        return run_stages(stages, arguments.output, {"python": python, "root": str(ROOT)}, environment)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

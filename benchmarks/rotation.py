@@ -15,15 +15,19 @@ def tensor_bytes(value: Any) -> int:
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, dict):
-        value = value.values()
-    return sum(map(tensor_bytes, value)) if not isinstance(value, (int, float, str, type(None))) else 0
+        value = list(value.values())
+    return sum(map(tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
+
+
+# Beyond it a graph of all copies' launches takes longer to make than to measure.
+MOST_COPIES = 100
 
 
 def copies_beyond(cache_bytes: int, bytes_of_one: int) -> int:
-    """How many copies of a working set exceed twice the cache (1 if there is no cache to exceed)."""
+    """How many copies of a working set exceed twice the cache (1 if there is no cache), at most MOST_COPIES."""
     if not cache_bytes:
         return 1
-    return math.floor(2 * cache_bytes / max(bytes_of_one, 1)) + 1
+    return min(MOST_COPIES, math.floor(2 * cache_bytes / max(bytes_of_one, 1)) + 1)
 
 
 class Rotation:

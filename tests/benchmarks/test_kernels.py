@@ -7,14 +7,16 @@ import pytest
 import torch
 
 import kernels
+import optimizer_cases
 from kernel_cases import FORWARD, GRADIENT, Case, Contender, as_it_is, cases
 from kernel_table import best, case_lines, closing_lines
-from kernels import Settings, main, measure
+from kernels import Settings, Subject, main, measure, subject
 from progdistill import ops
 from timing import HostClock
 
 SETTINGS = Settings("cpu", 2, 1e-4, False, ())
-SHAPE = (4, 3, 8, 8)
+SHAPE = subject("4x3x8x8")
+ONE, FOUR = Subject("1x1", (1, 1)), Subject("2x2", (2, 2))
 STATE = 4 * 4 * 3 * 8 * 8
 
 
@@ -40,7 +42,7 @@ def test_quick_on_the_cpu(tmp_path, capsys):
             )
     rows = list(csv.DictReader((tmp_path / "k.csv").open()))
     assert len(rows) == sum(len(case["records"]) for case in found["cases"])
-    assert {row["shape"] for row in rows} == {"4x3x8x8"}
+    assert {row["shape"] for row in rows} <= {"4x3x8x8", "digits8"}
     printed = capsys.readouterr().out
     assert "4x3x8x8  distillation_loss, clip: forward + gradient, must move" in printed
     assert "progdistill is slower than PyTorch in" in printed
@@ -48,7 +50,7 @@ def test_quick_on_the_cpu(tmp_path, capsys):
 
 def test_every_operation_has_a_case():
     operations = {name.removesuffix("_and_grad") for name in ops.__all__}
-    missing = operations - {case.operation for case in cases("cpu")}
+    missing = operations - {case.operation for case in [*cases("cpu"), *optimizer_cases.cases("cpu")]}
     assert not missing, f"write cases for {missing} in benchmarks/kernel_cases.py"
 
 
@@ -69,7 +71,7 @@ def test_every_operation_has_a_case():
 )
 def test_bytes_that_must_move(name, states):
     found = measure(named(name), SHAPE, SETTINGS, 0, 1.0)
-    losses = 4 * SHAPE[0] if "loss" in name else 0
+    losses = 4 * 4 if "loss" in name else 0
     assert found["must_move_bytes"] == states * STATE + losses
 
 
@@ -80,6 +82,20 @@ def test_torch_compile_gets_the_formulas_piece_by_piece(monkeypatch):
     found = measure(case, SHAPE, SETTINGS._replace(with_compile=True), 0, 1.0)
     assert len(compiled) == 4 and all(options == {"fullgraph": True, "dynamic": False} for options in compiled)
     assert {"reference, compiled", "textbook, compiled"} <= {record["contender"] for record in found["records"]}
+
+
+def test_a_network_is_its_parameters():
+    network = subject("cifar10")
+    assert network.elements == 60_004_099 and all(isinstance(shape, tuple) for shape in network.sizes)
+
+
+def test_contenders_that_change_their_inputs_start_alike():
+    def double(t):
+        return t["x"].mul_(2).clone()
+
+    case = tiny_case({"reference": double, "cpu": double})._replace(in_place=True)
+    assert measure(case, FOUR, SETTINGS, 0, 1.0)["notes"] == []
+    assert "WRONG" in measure(case._replace(in_place=False), FOUR, SETTINGS, 0, 1.0)["notes"][0]["text"]
 
 
 def tiny_case(contenders, mode=FORWARD):
@@ -95,34 +111,27 @@ def test_wrong_and_failing_contenders_are_said_and_not_timed():
     case = tiny_case(
         {"reference": lambda t: 2 * t["x"], "cpu": lambda t: 2.01 * t["x"], "cuda": broken, "textbook": broken}
     )
-    found = measure(case, (2, 2), SETTINGS, 0, 1.0)
+    found = measure(case, FOUR, SETTINGS, 0, 1.0)
     assert {record["contender"] for record in found["records"]} == {"reference", "copy"}
     text = "\n".join(case_lines(found))
     assert "cpu is WRONG" in text and "cuda does not run: RuntimeError: no such kernel" in text
     lines, failed = closing_lines([found])
     assert failed and any("cpu is WRONG" in line for line in lines)
     # Others may fail, as torch.compile does on some machines.
-    only_textbook = measure(
-        tiny_case({"reference": lambda t: 2 * t["x"], "textbook": broken}), (2, 2), SETTINGS, 0, 1.0
-    )
+    only_textbook = measure(tiny_case({"reference": lambda t: 2 * t["x"], "textbook": broken}), FOUR, SETTINGS, 0, 1.0)
     assert not closing_lines([only_textbook])[1]
 
 
 def test_nan_is_wrong():
     case = tiny_case({"reference": lambda t: 2 * t["x"], "cpu": lambda t: torch.nan * t["x"]})
-    assert "WRONG" in "\n".join(case_lines(measure(case, (2, 2), SETTINGS, 0, 1.0)))
+    assert "WRONG" in "\n".join(case_lines(measure(case, FOUR, SETTINGS, 0, 1.0)))
 
 
 def test_gradient_mode_follows_the_case():
     seen = []
     for mode in (FORWARD, GRADIENT):
-        measure(
-            tiny_case({"reference": lambda t: seen.append(torch.is_grad_enabled()) or t["x"]}, mode),
-            (1, 1),
-            SETTINGS,
-            0,
-            1.0,
-        )
+        case = tiny_case({"reference": lambda t: seen.append(torch.is_grad_enabled()) or t["x"]}, mode)
+        measure(case, ONE, SETTINGS, 0, 1.0)
         assert set(seen) == {mode == GRADIENT}
         seen.clear()
 
@@ -139,8 +148,8 @@ def test_running_out_of_memory_skips_and_another_failure_does_not():
     def hungry(t):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    skipped = measure(tiny_case({"reference": hungry}), (1, 1), SETTINGS, 0, 1.0)
-    failed = measure(tiny_case({"reference": broken}), (1, 1), SETTINGS, 0, 1.0)
+    skipped = measure(tiny_case({"reference": hungry}), ONE, SETTINGS, 0, 1.0)
+    failed = measure(tiny_case({"reference": broken}), ONE, SETTINGS, 0, 1.0)
     assert not closing_lines([skipped])[1] and closing_lines([failed])[1]
 
 
@@ -191,7 +200,7 @@ def record(contender, median, timer="graph"):
 def test_losing_cases_are_named_by_the_main_timer():
     records = [record("cuda", 3e-6), record("triton", 2e-6), record("reference, compiled", 1e-6), record("copy", 1e-7)]
     records += [record("cuda", 9e-6, "events"), record("textbook", 1e-9, "events")]
-    case = {"operation": "half step + loss", "variant": "", "mode": GRADIENT, "shape": [1, 2, 3, 4]}
+    case = {"operation": "half step + loss", "variant": "", "mode": GRADIENT, "shape": "1x2x3x4"}
     case |= {"must_move_bytes": 1e6, "notes": [], "records": records}
     assert best(case)["contender"] == "triton"
     lines, failed = closing_lines([case])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from copy_rate import copy_rate
-from rotation import Rotation, captured, copies_beyond, tensor_bytes
+from rotation import MOST_COPIES, Rotation, captured, copies_beyond, tensor_bytes
 from timing import EventClock, HostClock, interleaved, spread
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -93,6 +93,10 @@ def test_copies_exceed_twice_the_cache(cache, one):
     assert copies * one > 2 * cache
     assert copies == 1 or (copies - 1) * one <= 2 * cache
     assert copies_beyond(0, one) == 1
+
+
+def test_tiny_working_sets_have_a_bounded_number_of_copies():
+    assert copies_beyond(60_000_000, 3_000) == MOST_COPIES
 
 
 def test_tensor_bytes_of_nested_values():
