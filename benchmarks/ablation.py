@@ -28,10 +28,10 @@ import torch
 
 import progdistill
 from progdistill.core.files import write_json_atomic
+from progdistill.core.machine import machine
 from progdistill.data import open_dataset
 from progdistill.evaluation import QualityMeter
 from progdistill.metrics import train_classifier
-from progdistill.quickstart.run import machine
 
 PREDICTIONS = ("sample_epsilon", "sample", "epsilon", "v_prediction")
 WEIGHTINGS = ("snr", "truncated_snr", "snr_plus_one")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ablation import PREDICTIONS, WEIGHTINGS
-
 from progdistill.core.files import write_text_atomic
 from progdistill.report import Series, line_chart
 

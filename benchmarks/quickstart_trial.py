@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from progdistill.core.machine import machine
 from progdistill.data import ImageDataset, open_dataset, to_float, to_uint8
 from progdistill.evaluation import QualityMeter
 from progdistill.metrics import train_classifier
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.unet import UNet
 from progdistill.quickstart import QuickstartConfig
-from progdistill.quickstart.run import machine
 
 BATCH = 64
 EMA_DECAY = 0.995

@@ -21,18 +21,33 @@ def expand(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return value.reshape(-1, *(1,) * (like.dim() - 1))
 
 
-def x_and_eps(z, out, phi, prediction_type, clip=None):
-    """(x, eps) from an output, the way the released code converts; two heads are mixed as section 4 says."""
-    alpha, sigma = expand(torch.cos(phi), z), expand(torch.sin(phi), z)
+def diffuse(x, noise, phi):
+    """Eq. 1: z = alpha x + sigma noise."""
+    alpha, sigma = alpha_and_sigma(phi, x)
+    return alpha * x + sigma * noise
+
+
+def alpha_and_sigma(phi, like):
+    """cos(phi) and sin(phi) of each sample, shaped for `like`."""
+    return expand(torch.cos(phi), like), expand(torch.sin(phi), like)
+
+
+def x_of(z, out, alpha, sigma, prediction_type):
+    """x from an output, the way the released code converts; two heads are mixed as section 4 says."""
     if prediction_type == "v_prediction":
-        x = alpha * z - sigma * out
-    elif prediction_type == "sample":
-        x = out
-    elif prediction_type == "epsilon":
-        x = (z - sigma * out) / alpha
-    else:
-        x_net, eps_net = out.chunk(2, dim=1)
-        x = sigma**2 * x_net + alpha * (z - sigma * eps_net)
+        return alpha * z - sigma * out
+    if prediction_type == "sample":
+        return out
+    if prediction_type == "epsilon":
+        return (z - sigma * out) / alpha
+    x_net, eps_net = out.chunk(2, dim=1)
+    return sigma**2 * x_net + alpha * (z - sigma * eps_net)
+
+
+def x_and_eps(z, out, phi, prediction_type, clip=None):
+    """(x, eps) from an output."""
+    alpha, sigma = alpha_and_sigma(phi, z)
+    x = x_of(z, out, alpha, sigma, prediction_type)
     if clip is not None:
         x = x.clamp(-clip, clip)
     return x, (z - alpha * x) / sigma
@@ -86,22 +101,22 @@ def weight(phi, weighting, gamma=5.0):
     """The factor on the squared x error: 1, SNR, max(SNR, 1), SNR + 1 (paper section 4), min(SNR, gamma)."""
     snr = torch.cos(phi) ** 2 / torch.sin(phi) ** 2
     return {
-        "constant": torch.ones_like(snr),
-        "snr": snr,
-        "truncated_snr": snr.clamp(min=1),
-        "snr_plus_one": snr + 1,
-        "min_snr": snr.clamp(max=gamma),
-    }[weighting]
+        "constant": lambda: torch.ones_like(snr),
+        "snr": lambda: snr,
+        "truncated_snr": lambda: snr.clamp(min=1),
+        "snr_plus_one": lambda: snr + 1,
+        "min_snr": lambda: snr.clamp(max=gamma),
+    }[weighting]()
 
 
 def loss(pred, z, x_star, phi, prediction_type, weighting, gamma=5.0):
     """Eq. 9 / 10: weight times the mean squared x error of each sample."""
-    x, _ = x_and_eps(z, pred, phi, prediction_type)
-    return weight(phi, weighting, gamma) * (x - x_star).flatten(1).square().mean(1)
+    x = x_of(z, pred, *alpha_and_sigma(phi, z), prediction_type)
+    return weight(phi, weighting, gamma) * (x - x_star).square().mean(dim=tuple(range(1, z.dim())))
 
 
 def robust_loss(pred, z, x_star, phi, prediction_type, weighting, loss_type, c):
     """Mean |r| or mean (sqrt(r^2 + c^2) - c), as diffusers' LCM scripts write it, of r = sqrt(weight) (x - x*)."""
-    x, _ = x_and_eps(z, pred, phi, prediction_type)
+    x = x_of(z, pred, *alpha_and_sigma(phi, z), prediction_type)
     r = (expand(weight(phi, weighting).sqrt(), z) * (x - x_star)).flatten(1)
     return (r.abs() if loss_type == "l1" else torch.sqrt(r**2 + c**2) - c).mean(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 
 from progdistill.core import Denoiser
 from progdistill.core.files import write_json_atomic
+from progdistill.core.machine import machine
 from progdistill.data import ImageDataset, open_dataset, to_uint8
 from progdistill.evaluation import Quality, QualityMeter
 from progdistill.metrics import mean_and_standard_error, paired_distance, train_classifier
@@ -82,17 +82,6 @@ def quickstart(config: QuickstartConfig | None = None, **settings: Any) -> dict[
         say(line)
     say(f"look at {output / 'report.html'}, {output / 'samples.png'}; the student is in {output / 'model'}")
     return metrics
-
-
-def machine() -> dict[str, Any]:
-    """What the timings were measured on."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def summary(metrics: dict[str, Any]) -> list[str]:
@@ -199,12 +188,3 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - started, 1)
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
