@@ -1,7 +1,7 @@
 """The rule for tolerances.
 
-A kernel's error against float64 is at most twice the error of the same maths in plain PyTorch at its precision, plus one
-unit in the last place. Errors are maxima over a sample, because a sample's weight sets the scale of all its numbers.
+A kernel's error against float64 is at most twice the error of the same maths in plain PyTorch at its precision, plus
+one unit in the last place. Errors are maxima over a sample, because its weight sets the scale of all its numbers.
 """
 
 import torch
