@@ -22,7 +22,8 @@ def register(
     """Defines `progdistill::name` for every device and returns what calls it, with positional arguments.
 
     `Library.define` and `impl` are used rather than `custom_op`, whose launch costs two to five times as much. Calls
-    that no part of torch has to know of go to the implementation directly: the dispatcher costs more than the rest.
+    that nobody watches (torch.compile, modes, transforms, subclasses) go to the implementation directly, where gradients
+    are wanted through an autograd function: the dispatcher costs more than all the rest.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema)
@@ -35,20 +36,24 @@ def register(
     single = [place for place, kind in enumerate(kinds) if kind == "Tensor"]
     lists = [place for place, kind in enumerate(kinds) if kind == "List[Tensor]"]
 
+    recorded = None if backward is None else _autograd_function(implementation, setup_context, backward)
+
     def call(*arguments):
         if torch.compiler.is_compiling() or _is_watched():
             return operator(*arguments)
-        differentiate = torch.is_grad_enabled()
-        for place in single:
-            if _needs_dispatcher(arguments[place], differentiate):
-                return operator(*arguments)
+        tensors = [arguments[place] for place in single]
         for place in lists:
-            for tensor in arguments[place]:
-                if _needs_dispatcher(tensor, differentiate):
-                    return operator(*arguments)
+            tensors += arguments[place]
+        if any(type(tensor) not in _PLAIN for tensor in tensors):
+            return operator(*arguments)
+        if recorded is not None and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return recorded(*arguments)
         return implementation(*arguments)
 
     return call
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses want to see the operator
 
 
 def _is_watched() -> bool:
@@ -60,9 +65,18 @@ def _is_watched() -> bool:
     )
 
 
-def _needs_dispatcher(tensor: torch.Tensor, differentiate: bool) -> bool:
-    """Whether a tensor's operations are to be recorded, or are a subclass's affair."""
-    return (differentiate and tensor.requires_grad) or type(tensor) not in _PLAIN
+def _autograd_function(implementation: Callable, setup_context: Callable, backward: Callable) -> Callable:
+    """The operator's autograd without the dispatcher."""
 
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments):
+            return implementation(*arguments)
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+        @staticmethod
+        def backward(ctx, *grads):
+            # Operators want a list of gradients for a list of tensors; here the list is one argument, a constant.
+            return tuple(None if isinstance(grad, list) else grad for grad in backward(ctx, *grads))
+
+    Direct.setup_context = staticmethod(setup_context)
+    return Direct.apply
