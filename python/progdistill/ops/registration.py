@@ -22,8 +22,8 @@ def register(
     """Defines `progdistill::name` for every device and returns what calls it, with positional arguments.
 
     `Library.define` and `impl` are used rather than `custom_op`, whose launch costs two to five times as much. Calls
-    that nobody watches (torch.compile, modes, transforms, subclasses) go to the implementation directly, where gradients
-    are wanted through an autograd function: the dispatcher costs more than all the rest.
+    that nobody watches (torch.compile, modes, transforms, subclasses) go to the implementation directly, or to an
+    autograd function where gradients are wanted: the dispatcher costs more than all the rest.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema)
