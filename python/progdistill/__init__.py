@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Denoiser": "progdistill.core",
+    "Sampler": "progdistill.sampling",
     "distill": "progdistill.training",
     "load": "progdistill.interop",
     "sample": "progdistill.sampling",
@@ -36,6 +37,7 @@ _ROOMS = (
 
 __all__ = [
     "Denoiser",
+    "Sampler",
     "__version__",
     "core",
     "data",
@@ -58,7 +60,7 @@ __all__ = [
 if TYPE_CHECKING:
     from progdistill.core import Denoiser
     from progdistill.interop import load, save
-    from progdistill.sampling import sample
+    from progdistill.sampling import Sampler, sample
     from progdistill.training import distill, train
 
 

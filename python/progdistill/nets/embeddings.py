@@ -44,6 +44,13 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat((cosine, sine) if self.flip_sin_to_cos else (sine, cosine), dim=1)
 
 
+class FixedTime(dict):
+    """What a fixed time adds in each residual block, (1, C) by block: `UNet.fixed_time` makes it.
+
+    A few-step sampler knows its times beforehand, so that no embedding has to be computed while it runs.
+    """
+
+
 class TimestepEmbedding(nn.Module):
     """Two linear layers with a SiLU between: (B, in_features) -> (B, features)."""
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from progdistill.nets.config import UNetConfig
+from progdistill.nets.embeddings import FixedTime
 from progdistill.nets.norm import group_norm_silu
 
 Resample = Literal["up", "down"]
@@ -53,11 +54,11 @@ class ResnetBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, time_act: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time_act: Tensor | FixedTime, skip: Tensor | None = None) -> Tensor:
         """Returns (B, out_channels, H', W').
 
         ``x``: (B, C, H, W). ``time_act``: (B, time_embed_dim), the embedding after SiLU, which all blocks
-        share. ``skip``: (B, C', H, W), appended to the channels of ``x``; C + C' = in_channels.
+        share; or a `FixedTime`. ``skip``: (B, C', H, W), appended to the channels of ``x``; C + C' = in_channels.
         """
         if skip is not None:
             x = torch.cat((x, skip), dim=1)
@@ -65,7 +66,7 @@ class ResnetBlock(nn.Module):
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         h = self.conv1(h)
-        time = self.time_emb_proj(time_act)
+        time = time_act[self] if isinstance(time_act, FixedTime) else self.time_emb_proj(time_act)
         if self.scale_shift:
             h = group_norm_silu(h, self.norm2, scale_shift=time)
         else:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from progdistill.nets.attention import Attention
 from progdistill.nets.blocks import DownBlock, MidBlock, UpBlock
 from progdistill.nets.config import UNetConfig
-from progdistill.nets.embeddings import SinusoidalEmbedding, TimestepEmbedding
+from progdistill.nets.embeddings import FixedTime, SinusoidalEmbedding, TimestepEmbedding
 from progdistill.nets.norm import group_norm_silu
 from progdistill.nets.resnet import ResnetBlock
 
@@ -61,15 +61,17 @@ class UNet(nn.Module):
         """The dtype of the weights, to which ``forward`` brings its input."""
         return self.conv_in.weight.dtype
 
-    def forward(self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float | FixedTime, class_labels: Tensor | None = None
+    ) -> Tensor:
         """One evaluation of the network.
 
         ``sample``: (B, in_channels, H, W), H and W multiples of ``config.size_divisor``; brought to the
         weights' dtype. ``timestep``: a number, or a tensor of shape (), (1,) or (B,); fractions and negative
         numbers are as good as integers, except with a learned table, whose rows they are. (diffusers
-        truncates a Python float, this does not.) ``class_labels``: (B,) integers below ``num_class_embeds``;
-        (B,) numbers for ``class_embed_type="timestep"``; (B, time_embed_dim) for ``"identity"``; None without
-        classes.
+        truncates a Python float, this does not.) Or what ``fixed_time`` has made of one.
+        ``class_labels``: (B,) integers below ``num_class_embeds``; (B,) numbers for
+        ``class_embed_type="timestep"``; (B, time_embed_dim) for ``"identity"``; None without classes.
 
         Returns (B, out_channels, H, W) in the dtype that the weights (or autocast) compute in. Raises
         ValueError for shapes that do not fit and for missing or superfluous labels, and on the CPU for values
@@ -81,7 +83,8 @@ class UNet(nn.Module):
         if self.config.center_input_sample:
             x = 2 * x - 1
         # Every residual block starts with the SiLU of the embedding: applied once, here.
-        time_act = F.silu(self._embed(x, timestep, class_labels))
+        fixed = isinstance(timestep, FixedTime)
+        time_act = timestep if fixed else F.silu(self._embed(x, timestep, class_labels))
 
         x = self.conv_in(x)
         skips = [x]
@@ -92,6 +95,20 @@ class UNet(nn.Module):
         for block in self.up_blocks:
             x = block(x, time_act, skips)
         return self.conv_out(group_norm_silu(x, self.conv_norm_out))
+
+    @torch.no_grad()
+    def fixed_time(self, timestep: float) -> FixedTime:
+        """What ``forward`` takes for a time that it will be asked for again: nothing is left to compute of it.
+
+        It holds for the weights as they are now. Raises ValueError for networks with classes, whose embedding
+        differs from sample to sample.
+        """
+        if self.class_embedding is not None:
+            raise ValueError("a network with classes has no fixed embedding; pass the time itself.")
+        nowhere = self.conv_in.weight.new_empty(1)
+        time_act = F.silu(self._embed(nowhere, torch.full((1,), float(timestep), device=nowhere.device), None))
+        blocks = (module for module in self.modules() if isinstance(module, ResnetBlock))
+        return FixedTime((block, block.time_emb_proj(time_act)) for block in blocks)
 
     def _embed(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor | None) -> Tensor:
         """The sum of the time's and the class's embedding, (B, time_embed_dim)."""

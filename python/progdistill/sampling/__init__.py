@@ -2,6 +2,7 @@
 
 from progdistill.sampling.ddim import ddim
 from progdistill.sampling.sample import generate, sample
+from progdistill.sampling.sampler import Sampler
 from progdistill.sampling.stochastic import stochastic
 
-__all__ = ["ddim", "generate", "sample", "stochastic"]
+__all__ = ["Sampler", "ddim", "generate", "sample", "stochastic"]

@@ -11,9 +11,12 @@ from tqdm.auto import tqdm
 
 from progdistill.core import Condition, Denoiser
 from progdistill.core.modes import evaluating
+from progdistill.sampling.arguments import checked_labels, checked_latents, image_count, student_for
 from progdistill.sampling.ddim import ddim
 from progdistill.sampling.images import check_output_type, to_output
 from progdistill.sampling.latents import generator_latents, image_seeds, seeded_latents
+from progdistill.sampling.sampler import GraphMode
+from progdistill.sampling.sampler_cache import sampler_for
 from progdistill.sampling.stochastic import stochastic
 
 SAMPLERS = ("ddim", "stochastic")
@@ -34,6 +37,8 @@ def sample(
     clip: float | None = None,
     output_type: str = "pil",
     max_batch_size: int = 256,
+    dtype: torch.dtype | None = None,
+    cuda_graph: GraphMode = "auto",
     progress: bool = False,
 ) -> Any:
     """Generates images.
@@ -50,8 +55,13 @@ def sample(
         sampler: "ddim" (deterministic) or "stochastic" (the paper's, see `gamma`).
         gamma: noise level of the stochastic sampler, 0 = lower, 1 = upper bound of the variance.
         clip: None (as plain diffusers samples), or a bound of |x| at each step; the last image is clamped anyway.
-        output_type: "pil", "np" (B, H, W, C in [0, 1]) or "pt" (B, C, H, W in [0, 1]).
+        output_type: "pil", "np" (B, H, W, C in [0, 1]), "pt" (B, C, H, W in [0, 1]) or "uint8" (a tensor of bytes,
+            B, H, W, C, on the model's device).
         max_batch_size: images that go through the network at once.
+        dtype: what the network computes in; default bfloat16 on a GPU, float32 elsewhere. The state and the steps are
+            float32. The stochastic sampler takes float32 alone.
+        cuda_graph: "auto": DDIM on a GPU runs as one CUDA graph, all steps in it, made at the first call and kept for
+            the next (see `Sampler`); "require": an error where that cannot be; False: never.
         progress: show a progress bar.
 
     Raises:
@@ -60,15 +70,26 @@ def sample(
     """
     steps = steps if num_inference_steps is None else num_inference_steps
     check_output_type(output_type, model.sample_shape)
-    count = _image_count(batch_size, seed, class_labels, latents, generator)
+    count = image_count(batch_size, seed, class_labels, latents, generator)
     seeds = image_seeds(seed, count)
     if latents is not None:
-        start = _checked_latents(latents, count, model.sample_shape)
+        start = checked_latents(latents, count, model.sample_shape)
     elif generator is not None:
         start = generator_latents(generator, count, model.sample_shape)
     else:
         start = None
-    labels = _checked_labels(class_labels, count, model.num_classes)
+    labels = checked_labels(class_labels, count, model.num_classes)
+    if _takes_fixed_steps(model, sampler, dtype, cuda_graph):
+        ready = sampler_for(model, steps, max_batch_size, dtype, clip, cuda_graph)
+        batches = tqdm(
+            range(0, count, max_batch_size), desc=f"sampling, {steps} steps", disable=not progress, leave=False
+        )
+        given = seeds if start is None else start
+        parts = [
+            ready.generate(given[i : i + max_batch_size], None if labels is None else labels[i : i + max_batch_size])
+            for i in batches
+        ]
+        return to_output(torch.cat(parts) if parts else ready.generate(given), output_type)
     x = generate(
         model,
         steps,
@@ -82,6 +103,19 @@ def sample(
         progress=progress,
     )
     return to_output(x, output_type)
+
+
+def _takes_fixed_steps(model: Denoiser, sampler: str, dtype: torch.dtype | None, cuda_graph: GraphMode) -> bool:
+    # On the CPU in float32 there is nothing to be had from them but another rounding.
+    wanted = model.device.type == "cuda" or dtype not in (None, torch.float32) or cuda_graph in ("require", True)
+    if sampler == "ddim" or not wanted:
+        return wanted
+    if cuda_graph in ("require", True) or dtype not in (None, torch.float32):
+        raise ValueError(
+            f"sampler={sampler!r} runs in float32 without a CUDA graph; leave dtype={dtype} and "
+            f"cuda_graph={cuda_graph!r} out, or use sampler='ddim'"
+        )
+    return False
 
 
 def generate(
@@ -119,59 +153,3 @@ def generate(
                 z = stochastic(model, z, phis, own_seeds, cond, gamma=gamma, clip=clip)
             samples.append(z.clamp(-1, 1))
     return torch.cat(samples) if samples else torch.empty((0, *model.sample_shape), device=device)
-
-
-def student_for(model: Denoiser, steps: int) -> Denoiser:
-    """The model itself if it samples in `steps` steps, else the kept student that does.
-
-    Raises:
-        ValueError: neither can; lists the step counts that can.
-    """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps is {steps!r}; use a positive whole number")
-    if model.valid_steps is None or steps in model.valid_steps:
-        return model
-    if steps in model.students:
-        student = model.students[steps]()
-        return student.to(model.device)
-    known = sorted({*model.valid_steps, *model.students})
-    raise ValueError(
-        f"this student was distilled for {_listed(model.valid_steps)} steps, not {steps}: elsewhere its predictions "
-        f"mean nothing. Step counts that can be sampled: {_listed(known)}"
-    )
-
-
-def _image_count(batch_size, seed, class_labels, latents, generator) -> int:
-    if batch_size is not None:
-        return batch_size
-    for given in (latents, generator, seed, class_labels):
-        if isinstance(given, (Tensor, Sequence)) and not (isinstance(given, Tensor) and given.dim() == 0):
-            return len(given)
-    return 1
-
-
-def _checked_latents(latents: Tensor, count: int, sample_shape: tuple[int, ...]) -> Tensor:
-    if tuple(latents.shape) != (count, *sample_shape):
-        raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {(count, *sample_shape)}")
-    return latents.float()
-
-
-def _checked_labels(class_labels, count: int, num_classes: int | None) -> Tensor | None:
-    if num_classes is None:
-        if class_labels is not None:
-            raise ValueError("class_labels were given, but this model is unconditional; leave them out")
-        return None
-    if class_labels is None:
-        raise ValueError(f"this model is conditioned on {num_classes} classes; pass class_labels (one for each image)")
-    labels = torch.as_tensor(class_labels, dtype=torch.int64).cpu()
-    labels = labels.expand(count) if labels.dim() == 0 else labels
-    if labels.shape != (count,):
-        raise ValueError(f"{tuple(labels.shape)} class_labels for {count} images; pass one for each, or one for all")
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
-        bad = labels[(labels < 0) | (labels >= num_classes)][0]
-        raise ValueError(f"class label {int(bad)} is out of range; this model has classes 0 to {num_classes - 1}")
-    return labels
-
-
-def _listed(numbers) -> str:
-    return ", ".join(str(number) for number in numbers)

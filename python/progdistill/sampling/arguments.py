@@ -1,0 +1,69 @@
+"""What samplers ask of their arguments, and the errors that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from progdistill.core import Denoiser
+
+
+def student_for(model: Denoiser, steps: int) -> Denoiser:
+    """The model itself if it samples in `steps` steps, else the kept student that does.
+
+    Raises:
+        ValueError: neither can; lists the step counts that can.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; use a positive whole number")
+    if model.valid_steps is None or steps in model.valid_steps:
+        return model
+    if steps in model.students:
+        student = model.students[steps]()
+        return student.to(model.device)
+    known = sorted({*model.valid_steps, *model.students})
+    raise ValueError(
+        f"this student was distilled for {_listed(model.valid_steps)} steps, not {steps}: elsewhere its predictions "
+        f"mean nothing. Step counts that can be sampled: {_listed(known)}"
+    )
+
+
+def image_count(batch_size, seed, class_labels, latents, generator=None) -> int:
+    """How many images a call is for: as many as it says, or as many as something is given for."""
+    if batch_size is not None:
+        return batch_size
+    for given in (latents, generator, seed, class_labels):
+        if isinstance(given, (Tensor, Sequence)) and not (isinstance(given, Tensor) and given.dim() == 0):
+            return len(given)
+    return 1
+
+
+def checked_latents(latents: Tensor, count: int, sample_shape: tuple[int, ...]) -> Tensor:
+    """The latents in float32, if they are as many and as large as they must be."""
+    if tuple(latents.shape) != (count, *sample_shape):
+        raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {(count, *sample_shape)}")
+    return latents.float()
+
+
+def checked_labels(class_labels, count: int, num_classes: int | None) -> Tensor | None:
+    """(count,) int64 labels on the CPU, or None for a model without classes."""
+    if num_classes is None:
+        if class_labels is not None:
+            raise ValueError("class_labels were given, but this model is unconditional; leave them out")
+        return None
+    if class_labels is None:
+        raise ValueError(f"this model is conditioned on {num_classes} classes; pass class_labels (one for each image)")
+    labels = torch.as_tensor(class_labels, dtype=torch.int64).cpu()
+    labels = labels.expand(count) if labels.dim() == 0 else labels
+    if labels.shape != (count,):
+        raise ValueError(f"{tuple(labels.shape)} class_labels for {count} images; pass one for each, or one for all")
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+        bad = labels[(labels < 0) | (labels >= num_classes)][0]
+        raise ValueError(f"class label {int(bad)} is out of range; this model has classes 0 to {num_classes - 1}")
+    return labels
+
+
+def _listed(numbers) -> str:
+    return ", ".join(str(number) for number in numbers)

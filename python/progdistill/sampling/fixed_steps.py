@@ -1,0 +1,98 @@
+"""DDIM with everything that is known beforehand made a constant: angles, times, embeddings, and the network's dtype."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from progdistill.core import Condition, Denoiser
+from progdistill.core.random import Stream
+from progdistill.nets.embeddings import FixedTime
+from progdistill.nets.unet import UNet
+from progdistill.ops import ddim_step, normal
+
+
+class FixedSteps:
+    """`steps` network calls of a denoiser, from seeds or latents to samples in [-1, 1].
+
+    Args:
+        model: in the state in which it is to sample; its weights are read now where `dtype` is not their own.
+        steps: network calls; the caller has made sure that the model samples in so many.
+        dtype: what the network computes in. The state and the steps are float32.
+        clip: None, or the bound of |x| at each step.
+
+    A network in another dtype is a copy, in channels_last order where it has images on a GPU.
+    """
+
+    def __init__(self, model: Denoiser, steps: int, dtype: torch.dtype, clip: float | None = None) -> None:
+        self.device = model.device
+        self.sample_shape = model.sample_shape
+        self.num_classes = model.num_classes
+        self.prediction_type = model.prediction_type
+        self.clip = clip
+        self.dtype = dtype
+        self.phis = model.schedule.grid(steps).to(self.device)
+        self._times = model.time_map(self.phis[:-1])
+        self._own = model.raw if type(model).raw is not Denoiser.raw else None  # a denoiser of the user's own
+        self._source = model.network
+        self.network = _twin(model.network, dtype, self.device)
+        self._fixed = self._fixed_times()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Takes in the weights as they are now, in memory that stays where it is."""
+        if self.network is not self._source:
+            for mine, theirs in zip(_tensors(self.network), _tensors(self._source), strict=True):
+                mine.copy_(theirs)
+        for mine, theirs in zip(self._fixed, self._fixed_times(), strict=True):
+            for block, value in theirs.items():
+                mine[block].copy_(value)
+
+    def _fixed_times(self) -> list[FixedTime]:
+        # Only networks of ours without classes; others are told the time at every call.
+        if self._own is not None or not isinstance(self.network, UNet) or self.num_classes is not None:
+            return []
+        return [self.network.fixed_time(time) for time in self._times.tolist()]
+
+    def constants(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Angles (N + 1, B) float64 and times (N, B) float32, to be kept as long as `run` is to read them."""
+        return tuple(values.unsqueeze(1).repeat(1, batch_size) for values in (self.phis, self._times))
+
+    @torch.no_grad()
+    def run(self, constants: tuple[Tensor, Tensor], start: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Samples (B, ...) float32 in [-1, 1].
+
+        Args:
+            constants: what `constants(B)` gave.
+            start: (B,) int64 seeds, or (B, ...) latents.
+            labels: (B,) int64, for a network with classes.
+        """
+        phis, times = constants
+        z = normal(start, 0, Stream.LATENT, self.sample_shape) if start.dim() == 1 else start.float()
+        for step in range(len(phis) - 1):
+            phi, phi_next = phis[step], phis[step + 1]
+            out = self._predict(z, phi, self._fixed[step] if self._fixed else times[step], labels)
+            z = ddim_step(z, out, phi, phi_next, prediction_type=self.prediction_type, clip=self.clip)
+        return z.clamp(-1, 1)
+
+    def _predict(self, z: Tensor, phi: Tensor, time: Tensor | FixedTime, labels: Tensor | None) -> Tensor:
+        if self._own is not None:
+            return self._own(z, phi, None if labels is None else Condition(labels))
+        given = z.to(self.dtype)
+        if given.dim() == 4 and self.device.type == "cuda":
+            given = given.contiguous(memory_format=torch.channels_last)
+        return self.network(given, time) if self.num_classes is None else self.network(given, time, labels)
+
+
+def _twin(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The network itself if it computes in that dtype already, else a copy that does, in eval mode."""
+    if all(tensor.dtype == dtype for tensor in network.parameters() if tensor.is_floating_point()):
+        return network
+    twin = copy.deepcopy(network).to(dtype).eval().requires_grad_(False)
+    return twin.to(memory_format=torch.channels_last) if device.type == "cuda" else twin
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]

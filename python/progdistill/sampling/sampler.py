@@ -1,0 +1,210 @@
+"""A model made ready to sample again and again, under CUDA graphs where there is a GPU."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from progdistill.core import Denoiser
+from progdistill.core.modes import evaluating
+from progdistill.sampling.arguments import checked_labels, checked_latents, image_count, student_for
+from progdistill.sampling.cuda_graph import CudaGraph
+from progdistill.sampling.fixed_steps import FixedSteps
+from progdistill.sampling.images import check_output_type, to_output
+from progdistill.sampling.latents import image_seeds
+
+GraphMode = Literal["auto", "require"] | bool
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+MEMORY_BUDGET = 4 * 2**30
+
+
+class Sampler:
+    """DDIM of a model in a fixed number of steps, for many calls.
+
+        sampler = Sampler(student, steps=4, batch_sizes=(1, 8, 64)).warmup()
+        images = sampler(seed=7, batch_size=5)
+
+    On a GPU a call of n images is one replay of the CUDA graph for the smallest of `batch_sizes` that holds them, all
+    steps in it: noise from seeds in device memory, the network in `dtype` and channels_last, no embedding left to
+    compute. Calls of more images than the largest size replay it several times. Elsewhere the same steps run without a
+    graph, at the size asked for.
+
+    Calls from several threads take turns; calls on several streams wait for one another on the device.
+
+    Args:
+        model: a teacher or a student; a student of this step count is found as `sample` finds it.
+        steps: network calls an image.
+        batch_sizes: what graphs are made for, when first needed or by `warmup`.
+        dtype: what the network computes in; default bfloat16 on a GPU, float32 elsewhere. States are float32.
+        clip: None, or the bound of |x| at each step; the last image is clamped anyway.
+        cuda_graph: "auto" (if the model is on a GPU and can be captured; says why where it cannot), "require" (else an
+            error) or False.
+        memory_budget: bytes that the graphs of this sampler may hold, 4 GiB; the least recently used go first.
+
+    Weights: a sampler in another dtype than the model's has a copy of them. It takes in changed weights when `refresh`
+    is called, not by itself: looking at every tensor costs more than a small batch. `sample` does look.
+
+    Raises:
+        ValueError: a step count that the model cannot sample in; batch sizes that are not positive; "require" for a
+            model that is not on a GPU.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        steps: int = 1,
+        *,
+        batch_sizes: Sequence[int] = BATCH_SIZES,
+        dtype: torch.dtype | None = None,
+        clip: float | None = None,
+        cuda_graph: GraphMode = "auto",
+        memory_budget: int = MEMORY_BUDGET,
+    ) -> None:
+        if cuda_graph not in ("auto", "require", True, False):
+            raise ValueError(f'cuda_graph is {cuda_graph!r}; use "auto", "require" or False')
+        if not batch_sizes or min(batch_sizes) < 1:
+            raise ValueError(f"batch_sizes is {tuple(batch_sizes)}; use positive numbers such as (1, 8, 64)")
+        self.model = student_for(model, steps)
+        on_gpu = self.model.device.type == "cuda"
+        if cuda_graph in ("require", True) and not on_gpu:
+            raise ValueError(
+                f"cuda_graph={cuda_graph!r}, but the model is on {self.model.device}; move it to a GPU, or use 'auto'"
+            )
+        self.steps = steps
+        self.batch_sizes = tuple(sorted(set(batch_sizes)))
+        self.cuda_graph = cuda_graph
+        self.memory_budget = memory_budget
+        self._graphs_wanted = on_gpu and cuda_graph is not False
+        self._lock = threading.Lock()
+        self._graphs: OrderedDict[tuple[int, bool], _Captured] = OrderedDict()
+        self._pool = None
+        self._done: torch.cuda.Event | None = None
+        with evaluating(self.model):
+            self._program = FixedSteps(self.model, steps, dtype or default_dtype(self.model.device), clip)
+
+    def warmup(self) -> Sampler:
+        """Makes the graphs of all batch sizes now (on a GPU; elsewhere nothing is to be made). Returns itself."""
+        if self._graphs_wanted:
+            with self._lock:
+                for size in self.batch_sizes:
+                    self._captured(size, from_seeds=True)
+        return self
+
+    def refresh(self) -> None:
+        """Takes in the model's weights as they are now. Graphs stay: they read the same memory."""
+        with self._lock, evaluating(self.model):
+            self._program.refresh()
+
+    def graph_memory(self) -> int:
+        """Bytes that this sampler's graphs have reserved."""
+        return sum(captured.graph.memory for captured in self._graphs.values())
+
+    def __call__(
+        self,
+        *,
+        batch_size: int | None = None,
+        seed: int | Sequence[int] | Tensor = 0,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pt",
+    ) -> Any:
+        """Generates images; arguments and results are those of `sample`, output_type "uint8" included."""
+        check_output_type(output_type, self.model.sample_shape)
+        count = image_count(batch_size, seed, class_labels, latents)
+        labels = checked_labels(class_labels, count, self.model.num_classes)
+        if latents is None:
+            start = image_seeds(seed, count)
+        else:
+            start = checked_latents(latents, count, self.model.sample_shape)
+        return to_output(self.generate(start, labels), output_type)
+
+    def generate(self, start: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Samples (B, ...) float32 in [-1, 1] on the model's device, in memory of their own.
+
+        Args:
+            start: (B,) int64 seeds, or (B, ...) latents.
+            labels: (B,) int64 for a model with classes.
+        """
+        device, largest = self.model.device, self.batch_sizes[-1]
+        with self._lock:
+            parts = []
+            for first in range(0, len(start), largest):
+                part = slice(first, first + largest)
+                parts.append(self._run(start[part], None if labels is None else labels[part]))
+        return torch.cat(parts) if parts else torch.empty((0, *self.model.sample_shape), device=device)
+
+    def _run(self, start: Tensor, labels: Tensor | None) -> Tensor:
+        count = len(start)
+        captured = self._captured(next(s for s in self.batch_sizes if s >= count), start.dim() == 1)
+        device = self.model.device
+        if captured is None:
+            labels = None if labels is None else labels.to(device)
+            with evaluating(self.model):
+                return self._program.run(self._program.constants(count), start.to(device), labels)
+        stream = torch.cuda.current_stream(device)
+        if self._done is not None:
+            stream.wait_event(self._done)  # an earlier call, perhaps on another stream, still reads or writes
+        result = captured.replay(start, labels)
+        self._done = self._done or torch.cuda.Event()
+        self._done.record(stream)
+        return result
+
+    def _captured(self, size: int, from_seeds: bool) -> _Captured | None:
+        """The graph for a batch size, made if need be; None where there is to be none."""
+        if not self._graphs_wanted:
+            return None
+        key = (size, from_seeds)
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        try:
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            with evaluating(self.model):
+                self._graphs[key] = _Captured(self._program, size, from_seeds, self._pool)
+        except RuntimeError as error:
+            if self.cuda_graph in ("require", True):
+                raise
+            self._graphs_wanted = False
+            warnings.warn(
+                f"sampling goes on without CUDA graphs: the network cannot be captured ({error})", stacklevel=4
+            )
+            return None
+        while len(self._graphs) > 1 and self.graph_memory() > self.memory_budget:
+            self._graphs.popitem(last=False)
+        return self._graphs[key]
+
+
+class _Captured:
+    """The graph of a batch size, and the memory that it reads its inputs from."""
+
+    def __init__(self, program: FixedSteps, size: int, from_seeds: bool, pool) -> None:
+        device = program.device
+        self.size = size
+        shape, dtype = ((), torch.int64) if from_seeds else (program.sample_shape, torch.float32)
+        self._start = torch.zeros((size, *shape), dtype=dtype, device=device)
+        self._labels = None
+        if program.num_classes is not None:
+            self._labels = torch.zeros(size, dtype=torch.int64, device=device)
+        constants = program.constants(size)
+        self._constants = constants  # as long as the graph, which reads them
+        self.graph = CudaGraph(lambda: program.run(constants, self._start, self._labels), device, pool)
+
+    def replay(self, start: Tensor, labels: Tensor | None) -> Tensor:
+        """Fewer images than the graph makes leave the rest of its inputs as they were."""
+        count = len(start)
+        self._start[:count].copy_(start, non_blocking=True)
+        if labels is not None:
+            self._labels[:count].copy_(labels, non_blocking=True)
+        return self.graph.replay()[:count].clone()
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU, float32 elsewhere."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -1,0 +1,252 @@
+"""`Sampler`: fixed steps, graphs (on a CPU a stand-in that runs the function again), padding, changed weights."""
+
+import copy
+import dataclasses
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from analytic import MixtureDenoiser
+from progdistill import Sampler
+from progdistill.core import Denoiser
+from progdistill.nets.unet import UNet
+from progdistill.sampling import generate, sample
+from progdistill.sampling import sampler as sampler_module
+from tiny import NETWORK
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+
+
+def student(seed=0, prediction_type="v_prediction", **changes):
+    """A network whose every weight counts."""
+    torch.manual_seed(seed)
+    config = dataclasses.replace(
+        NETWORK,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        **changes,
+    )
+    network = UNet(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    classes = config.num_class_embeds
+    return Denoiser(network, sample_shape=(1, 8, 8), prediction_type=prediction_type, num_classes=classes).eval()
+
+
+class Again:
+    """What CudaGraph does, with the function run again into the memory of its first result."""
+
+    made = 0
+
+    def __init__(self, run, device, pool):
+        self._run, self.result, self.memory = run, run(), 100
+        type(self).made += 1
+
+    def replay(self):
+        return self.result.copy_(self._run())
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch):
+    """Samplers made in the test use stand-ins for graphs."""
+    stream = SimpleNamespace(wait_event=lambda event: None)
+    monkeypatch.setattr(sampler_module, "CudaGraph", Again)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda stream: None))
+    monkeypatch.setattr(Again, "made", 0)
+    plain = Sampler.__init__
+
+    def wanting(self, *arguments, **options):
+        plain(self, *arguments, **options)
+        self._graphs_wanted = self.cuda_graph is not False
+
+    monkeypatch.setattr(Sampler, "__init__", wanting)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "sample_epsilon"])
+@pytest.mark.parametrize("clip", [None, 0.9])
+def test_fixed_steps_are_those_of_ddim(steps, prediction_type, clip):
+    model = student(prediction_type=prediction_type, out_channels=2 if prediction_type == "sample_epsilon" else 1)
+    expected = generate(model, steps, seeds=torch.arange(5), clip=clip)
+    got = Sampler(model, steps, clip=clip).generate(torch.arange(5))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_classes_latents_and_denoisers_of_ones_own():
+    model, labels = student(num_class_embeds=4), torch.tensor([3, 0, 1])
+    latents = torch.randn(3, 1, 8, 8)
+    expected = generate(model, 2, seeds=torch.arange(3), latents=latents, class_labels=labels)
+    torch.testing.assert_close(Sampler(model, 2).generate(latents, labels), expected, rtol=0, atol=1e-6)
+    own = MixtureDenoiser([-0.7, 0.4], [0.15, 0.3], sample_shape=(1, 4, 4))
+    expected = generate(own, 8, seeds=torch.arange(3))
+    torch.testing.assert_close(Sampler(own, 8).generate(torch.arange(3)), expected, rtol=0, atol=1e-6)
+
+
+def test_graphs_of_a_few_sizes_serve_all(graphs_on_cpu):
+    model = student()
+    expected = generate(model, 2, seeds=torch.arange(20))
+    sampler = Sampler(model, 2, batch_sizes=(1, 4, 8)).warmup()
+    assert Again.made == 3
+    results = {count: sampler.generate(torch.arange(count)) for count in (1, 3, 4, 7, 20, 2)}
+    for count, images in results.items():  # after all calls: no result is another one's memory
+        assert images.shape == (count, 1, 8, 8)
+        torch.testing.assert_close(images, expected[:count], rtol=0, atol=1e-5)
+    assert Again.made == 3
+    assert sampler.generate(torch.arange(0)).shape == (0, 1, 8, 8)
+    latents = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(
+        sampler.generate(latents), generate(model, 2, seeds=torch.arange(3), latents=latents), rtol=0, atol=1e-5
+    )
+    assert Again.made == 4
+
+
+def test_labels_of_padded_batches(graphs_on_cpu):
+    model, labels = student(num_class_embeds=4), torch.tensor([3, 0, 1])
+    sampler = Sampler(model, 2, batch_sizes=(4,))
+    for given in (labels, labels.flip(0), labels):
+        expected = generate(model, 2, seeds=torch.arange(3), class_labels=given)
+        torch.testing.assert_close(sampler.generate(torch.arange(3), given), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_changed_weights(graphs_on_cpu, dtype):
+    model = student()
+    sampler = Sampler(model, 2, dtype=dtype)
+    before = sampler.generate(torch.arange(4))
+    kept = sample(model, 2, batch_size=4, dtype=torch.bfloat16, output_type="pt")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    sampler.refresh()
+    after = sampler.generate(torch.arange(4))
+    assert (after - before).abs().max() > 0.01
+    assert torch.equal(after, Sampler(model, 2, dtype=dtype, batch_sizes=(4,)).generate(torch.arange(4)))
+    looked = sample(model, 2, batch_size=4, dtype=torch.bfloat16, output_type="pt")
+    assert (looked - kept).abs().max() > 0.005
+    model.network = copy.deepcopy(model.network).double().float()  # other memory
+    assert torch.equal(sample(model, 2, batch_size=4, dtype=torch.bfloat16, output_type="pt"), looked)
+
+
+def test_bfloat16_is_as_good_as_the_network_in_bfloat16():
+    model = student()
+    half = model.with_network(copy.deepcopy(model.network).bfloat16())
+    exact = generate(model, 4, seeds=torch.arange(32))
+    error = (Sampler(model, 4, dtype=torch.bfloat16).generate(torch.arange(32)) - exact).abs()
+    allowed = (generate(half, 4, seeds=torch.arange(32)) - exact).abs()
+    assert 0 < error.max() <= 2 * allowed.max() and error.mean() <= 2 * allowed.mean()
+
+
+def test_memory_budget_lets_the_least_used_graphs_go(graphs_on_cpu):
+    sampler = Sampler(student(), 1, batch_sizes=(1, 2, 4), memory_budget=250).warmup()
+    assert sampler.graph_memory() == 200  # a graph of the stand-in holds 100
+    sampler.generate(torch.arange(2))
+    sampler.generate(torch.arange(1))
+    made = Again.made
+    sampler.generate(torch.arange(2))
+    assert Again.made == made
+    sampler.generate(torch.arange(4))
+    assert Again.made == made + 1 and sampler.graph_memory() == 200
+
+
+def test_a_network_that_cannot_be_captured(graphs_on_cpu, monkeypatch):
+    def fails(run, device, pool):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(sampler_module, "CudaGraph", fails)
+    model = student()
+    sampler = Sampler(model, 2)
+    with pytest.warns(UserWarning, match="without CUDA graphs.*not permitted"):
+        images = sampler.generate(torch.arange(3))
+    torch.testing.assert_close(images, generate(model, 2, seeds=torch.arange(3)), rtol=0, atol=1e-5)
+    required = Sampler(model, 2)
+    required.cuda_graph = "require"
+    with pytest.raises(RuntimeError, match="not permitted"):
+        required.generate(torch.arange(3))
+
+
+def test_several_threads(graphs_on_cpu):
+    model = student()
+    sampler, wrong = Sampler(model, 2, batch_sizes=(1, 4)), []
+    expected = generate(model, 2, seeds=torch.arange(12))
+
+    def work(first):
+        for _ in range(10):
+            images = sampler.generate(torch.arange(first, first + 3))
+            wrong.append(float((images - expected[first : first + 3]).abs().max()))
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (0, 3, 6, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 40 and max(wrong) < 1e-5
+
+
+def test_output_types_and_arguments():
+    sampler = Sampler(student(), 2)
+    pictures, pixels = (sampler(batch_size=3, seed=4, output_type=kind) for kind in ("pil", "uint8"))
+    assert pixels.shape == (3, 8, 8, 1) and pixels.dtype == torch.uint8
+    assert [list(picture.get_flattened_data()) for picture in pictures] == pixels.flatten(1).tolist()
+    torch.testing.assert_close(sampler(seed=[4, 5, 6]), sampler(batch_size=3, seed=4))
+    with pytest.raises(ValueError, match="unknown output_type"):
+        sampler(output_type="jpeg")
+
+
+def test_what_is_refused():
+    model = student()
+    with pytest.raises(ValueError, match="cuda_graph is 'yes'; use \"auto\""):
+        Sampler(model, cuda_graph="yes")
+    with pytest.raises(ValueError, match="the model is on cpu; move it to a GPU"):
+        sample(model, cuda_graph="require")
+    with pytest.raises(ValueError, match=r"batch_sizes is \(0, 4\)"):
+        Sampler(model, batch_sizes=(0, 4))
+    with pytest.raises(ValueError, match="use a positive whole number"):
+        Sampler(model, 0)
+    with pytest.raises(ValueError, match="runs in float32 without a CUDA graph"):
+        sample(model, 2, sampler="stochastic", dtype=torch.bfloat16)
+
+
+def test_a_copy_of_a_model_takes_no_samplers_along():
+    model = student()
+    sample(model, 2, dtype=torch.bfloat16, output_type="pt")
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.network.conv_in.weight.mul_(2)
+    changed = sample(twin, 2, dtype=torch.bfloat16, output_type="pt")
+    assert not torch.equal(changed, sample(model, 2, dtype=torch.bfloat16, output_type="pt"))
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_captured_graphs_against_eager(steps, dtype):
+    model = student().cuda()
+    ready = Sampler(model, steps, batch_sizes=(1, 7, 64), dtype=dtype, cuda_graph="require").warmup()
+    eager = Sampler(model, steps, batch_sizes=(64,), dtype=dtype, cuda_graph=False)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    for count in (1, 5, 7, 64, 100):
+        got, expected = ready.generate(torch.arange(count)), eager.generate(torch.arange(count))
+        torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+    one, other = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.stream(one):
+        first = ready.generate(torch.arange(64))
+    with torch.cuda.stream(other):
+        second = ready.generate(torch.arange(64) + 64)
+    torch.cuda.synchronize()
+    together = eager.generate(torch.arange(128))
+    torch.testing.assert_close(torch.cat([first, second]), together, rtol=0, atol=tolerance)
+
+
+@pytest.mark.gpu
+@gpu
+def test_sampling_on_a_gpu_equals_sampling_on_the_cpu():
+    model = student()
+    expected = sample(model, 4, batch_size=6, output_type="pt")
+    got = sample(copy.deepcopy(model).cuda(), 4, batch_size=6, output_type="pt", dtype=torch.float32)
+    torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=1e-4)
