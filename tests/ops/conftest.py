@@ -1,5 +1,8 @@
 """The backends that tests of operations run on."""
 
+import math
+import os
+from collections import defaultdict
 from typing import NamedTuple
 
 import pytest
@@ -8,12 +11,39 @@ import torch
 import cuda_on_cpu
 from progdistill.ops import backends
 
+# Triton's interpreter must be chosen before the kernels are imported: test_triton_interpreted.py starts a pytest of its
+# own for it, in which there is no other compiled backend.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+COMPILED = ["cpu", "cuda_on_cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton"))]
+# Every weighting of every prediction type, and quick.
+WHOLE = ("test_prediction_loss_in_float64",)
+
+
+def pytest_collection_modifyitems(items):
+    """Leaves some eight cases of every test to the interpreter, which is a hundred times slower.
+
+    They are taken at equal distances that share no divisor with their number, or a parameter might keep one value.
+    """
+    if not INTERPRETED:
+        return
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.function].append(item)
+    kept = set()
+    for function, group in cases.items():
+        count, distance = len(group), 1
+        if count > 8 and function.__name__ not in WHOLE:
+            distance = next(d for d in range(max(3, count // 8), count) if math.gcd(d, count) == 1)
+        kept.update(group[::distance])
+    items[:] = [item for item in items if item in kept]
+
 
 class Backend(NamedTuple):
     """A backend as a call names it, and where its tensors must be."""
 
     name: str
     device: str
+    interpreted: bool = False
 
     def place(self, value):
         """Tensors, also those in lists, on the backend's device; layout and all else as they are."""
@@ -27,15 +57,16 @@ class Backend(NamedTuple):
         return tuple(part.cpu() for part in result) if isinstance(result, tuple) else result.cpu()
 
 
-@pytest.fixture(params=["cpu", "cuda_on_cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["triton"] if INTERPRETED else COMPILED)
 def backend(request, monkeypatch) -> Backend:
     """Each compiled backend; "cuda_on_cpu" is the CUDA code, emulated."""
     if request.param == "cuda_on_cpu":
         cuda_on_cpu.use(monkeypatch)
         return Backend("cuda", "cpu")
+    device = "cpu" if INTERPRETED or request.param == "cpu" else "cuda"
     reason = backends.unavailable(request.param)
-    if request.param == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         reason = "torch sees no GPU"
     if reason is not None:
         pytest.skip(f"backend {request.param}: {reason}")
-    return Backend(request.param, request.param)
+    return Backend(request.param, device, INTERPRETED)

@@ -1,6 +1,7 @@
 """l1 and pseudo-Huber of the weighted residual: values, gradients, limits, and what becomes of 0 and NaN."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ TYPES = ("epsilon", "sample", "v_prediction", "sample_epsilon")
 WEIGHTINGS = ("constant", "snr", "truncated_snr", "snr_plus_one", "min_snr")
 ROBUST = ("l1", "pseudo_huber")
 BACKENDS = ["reference", *(["cpu"] if native._C is not None else [])]
+if os.environ.get("TRITON_INTERPRET") == "1":  # see test_triton_interpreted.py
+    BACKENDS = ["triton"]
 BATCH, SHAPE = 4, (3, 4, 5)
 
 

@@ -1,6 +1,11 @@
 """torch.library: opcheck, gradcheck, torch.compile, layouts, and the errors."""
 
+import importlib.util
 import math
+import re
+import subprocess
+import sys
+import types
 
 import pytest
 import torch
@@ -10,6 +15,8 @@ from torch.library import opcheck
 
 import literal
 from progdistill import ops
+from progdistill.ops import backends
+from progdistill.ops.diffuse import diffuse_reference
 
 OPS = torch.ops.progdistill
 LOSS_TYPES = ("l2", "l1", "pseudo_huber")
@@ -197,8 +204,52 @@ def test_forced_backend(monkeypatch):
     with pytest.raises(ValueError, match="unknown backend 'fast'; use one of reference, cpu, cuda, triton"):
         ops.diffuse(z, z, phis[0], backend="fast")
     monkeypatch.setenv("PROGDISTILL_BACKEND", "triton")
-    with pytest.raises(ValueError, match="'triton' does not implement diffuse"):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "unavailable", lambda name: None)
+    with pytest.raises(ValueError, match="'triton' works on cuda tensors; diffuse got cpu tensors"):
         ops.diffuse(z, z, phis[0])
+    monkeypatch.setattr(backends, "unavailable", lambda name: "it is not there")
+    with pytest.raises(RuntimeError, match="'triton' was asked for diffuse, but it is not there"):
+        ops.diffuse(z, z, phis[0])
+    monkeypatch.setattr(backends, "unavailable", lambda name: None)
+    monkeypatch.delitem(backends.declared(), "diffuse")
+    backends.declare("diffuse", {"reference": diffuse_reference})
+    with pytest.raises(ValueError, match="'triton' does not implement diffuse; it has: reference"):
+        ops.diffuse(z, z, phis[0])
+
+
+def triton_without(monkeypatch, **modules):
+    """Why the backend cannot be used if these modules are so."""
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return backends.unavailable.__wrapped__("triton")
+
+
+def test_triton_that_is_missing_or_old_is_explained(monkeypatch):
+    assert re.search(r"cannot be imported \(.*; .*pip install 'triton>=3.6'", triton_without(monkeypatch, triton=None))
+    old = types.SimpleNamespace(__version__="3.5.1+git")
+    assert "Triton 3.5.1+git is too old; " in triton_without(monkeypatch, triton=old)
+    new = types.SimpleNamespace(__version__="4.0.0")
+    assert triton_without(monkeypatch, triton=new) is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert triton_without(monkeypatch) == "its kernels were not installed with the package; reinstall: pip install ."
+
+
+def test_what_is_best_on_a_gpu(monkeypatch):
+    """CUDA kernels, else Triton's, else plain PyTorch."""
+    missing = set()
+    monkeypatch.setattr(backends, "unavailable", lambda name: "gone" if name in missing else None)
+    for operation in backends.declared():
+        missing.clear()
+        for expected in ("cuda", "triton", "reference"):
+            if expected in backends.declared()[operation]:
+                assert backends.best(operation, "cuda") == expected
+            missing.add(expected)
+
+
+def test_triton_is_imported_by_need_alone():
+    code = "import sys, progdistill, progdistill.ops; print('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_empty_batch():

@@ -3,11 +3,15 @@
 Every operation declares its implementations by backend name. Without a wish the best one for the tensor's device is
 taken; `backend=` or the environment variable PROGDISTILL_BACKEND forces one, and a forced backend that cannot
 serve is an error, never a silent fallback.
+
+Triton is imported when its backend is first considered. With TRITON_INTERPRET=1 in the environment from the start its
+interpreter runs the kernels, slowly, and then on CPU tensors too.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 
@@ -16,6 +20,7 @@ from progdistill.ops import native
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 _DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+_OLDEST_TRITON = (3, 6)
 _implementations: dict[str, Mapping[str, Callable]] = {}
 
 
@@ -36,6 +41,19 @@ def unavailable(backend: str) -> str | None:
         return f"the C++ extension is missing ({native.import_error}); reinstall with a C++17 compiler: pip install ."
     if backend == "cuda" and (native._C is None or not native._C.build_info()["cuda"]):
         return "the extension was built without CUDA kernels; put nvcc on PATH and reinstall: pip install ."
+    return _unavailable_triton() if backend == "triton" else None
+
+
+def _unavailable_triton() -> str | None:
+    if importlib.util.find_spec("progdistill.ops.triton_kernels") is None:
+        return "its kernels were not installed with the package; reinstall: pip install ."
+    mend = "it comes with CUDA builds of torch; else: pip install 'triton>=3.6' (Linux)"
+    try:
+        from triton import __version__ as version
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); {mend}"
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST_TRITON:
+        return f"Triton {version} is too old; {mend}"
     return None
 
 
@@ -67,6 +85,7 @@ def choose(operation: str, device: str, backend: str | None) -> Callable:
         raise RuntimeError(f"backend {forced!r} was asked for {operation}, but {reason}")
     if forced not in implementations:
         raise ValueError(f"backend {forced!r} does not implement {operation}; it has: {', '.join(implementations)}")
-    if _DEVICE.get(forced, device) != device:
+    interpreted = forced == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if _DEVICE.get(forced, device) != device and not interpreted:
         raise ValueError(f"backend {forced!r} works on {_DEVICE[forced]} tensors; {operation} got {device} tensors")
     return implementations[forced]

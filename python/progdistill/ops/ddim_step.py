@@ -7,7 +7,7 @@ from torch import Tensor
 
 from progdistill.ops import checks, native, rotation
 from progdistill.ops.backends import choose, declare
-from progdistill.ops.layout import dense, memory_format, per_sample, split_heads
+from progdistill.ops.layout import dense, interleaved_channels, memory_format, per_sample, split_heads
 from progdistill.ops.names import PREDICTION_TYPES, canonical_prediction_type, heads
 from progdistill.ops.registration import register
 
@@ -90,7 +90,28 @@ def _ddim_step_native(
     return z_next
 
 
-declare("ddim_step", {"reference": ddim_step_reference, "cpu": _ddim_step_native, "cuda": _ddim_step_native})
+def _ddim_step_triton(
+    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None
+) -> Tensor:
+    from progdistill.ops.triton_kernels.ddim_step import ddim_step
+
+    format = memory_format(z)
+    z_next = torch.empty_like(z, memory_format=format)
+    images = z_next, dense(z, format), dense(out, format)
+    channels = interleaved_channels(z, format)
+    ddim_step(*images, phi.contiguous(), phi_next.contiguous(), prediction_type, clip, channels)
+    return z_next
+
+
+declare(
+    "ddim_step",
+    {
+        "reference": ddim_step_reference,
+        "cpu": _ddim_step_native,
+        "cuda": _ddim_step_native,
+        "triton": _ddim_step_triton,
+    },
+)
 
 
 def _implementation(

@@ -50,7 +50,24 @@ def _diffuse_native(x: Tensor, noise: Tensor, phi: Tensor) -> Tensor:
     return z
 
 
-declare("diffuse", {"reference": diffuse_reference, "cpu": _diffuse_native, "cuda": _diffuse_native})
+def _diffuse_triton(x: Tensor, noise: Tensor, phi: Tensor) -> Tensor:
+    from progdistill.ops.triton_kernels.diffuse import diffuse
+
+    format = memory_format(x)
+    z = torch.empty_like(x, memory_format=format)
+    diffuse(z, dense(x, format), dense(noise, format), phi.contiguous())
+    return z
+
+
+declare(
+    "diffuse",
+    {
+        "reference": diffuse_reference,
+        "cpu": _diffuse_native,
+        "cuda": _diffuse_native,
+        "triton": _diffuse_triton,
+    },
+)
 
 
 def _implementation(x: Tensor, noise: Tensor, phi: Tensor, backend: str | None) -> Tensor:

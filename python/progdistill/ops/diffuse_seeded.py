@@ -8,7 +8,7 @@ from torch import Tensor
 from progdistill.ops import checks, native
 from progdistill.ops.backends import choose, declare
 from progdistill.ops.diffuse import diffuse_reference
-from progdistill.ops.layout import dense, memory_format, per_sample
+from progdistill.ops.layout import dense, interleaved_channels, memory_format, per_sample
 from progdistill.ops.normal import check_draw, normal_reference
 from progdistill.ops.registration import register
 
@@ -64,9 +64,24 @@ def _diffuse_seeded_native(x: Tensor, seeds: Tensor, step: Tensor, stream: int, 
     return z
 
 
+def _diffuse_seeded_triton(x: Tensor, seeds: Tensor, step: Tensor, stream: int, phi: Tensor) -> Tensor:
+    from progdistill.ops.triton_kernels.diffuse_seeded import diffuse_seeded
+
+    format = memory_format(x)
+    z = torch.empty_like(x, memory_format=format)
+    channels = interleaved_channels(x, format)
+    diffuse_seeded(z, dense(x, format), seeds.contiguous(), step, stream, phi.contiguous(), channels)
+    return z
+
+
 declare(
     "diffuse_seeded",
-    {"reference": diffuse_seeded_reference, "cpu": _diffuse_seeded_native, "cuda": _diffuse_seeded_native},
+    {
+        "reference": diffuse_seeded_reference,
+        "cpu": _diffuse_seeded_native,
+        "cuda": _diffuse_seeded_native,
+        "triton": _diffuse_seeded_triton,
+    },
 )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from progdistill.ops import checks, native, rotation
 from progdistill.ops.backends import choose, declare
 from progdistill.ops.distillation_target import check_target_values, check_teacher, named_teacher
-from progdistill.ops.layout import dense, memory_format
+from progdistill.ops.layout import dense, interleaved_channels, memory_format
 from progdistill.ops.loss_options import OPTIONS_SCHEMA, LossOptions, check_scale_values, checked_options
 from progdistill.ops.names import PREDICTION_TYPES, canonical_prediction_type
 from progdistill.ops.registration import register
@@ -151,9 +151,33 @@ def _distillation_loss_native(
     return loss, grad
 
 
+def _distillation_loss_triton(
+    pred: Tensor,
+    z: Tensor,
+    outs: list[Tensor],
+    phis: Tensor,
+    teacher_type: str,
+    clip: float | None,
+    options: LossOptions,
+) -> tuple[Tensor, Tensor]:
+    from progdistill.ops.triton_kernels.distillation_loss import distillation_loss
+
+    format = memory_format(pred)
+    loss, grad = fake_loss(pred, z, options.need_grad)
+    images = dense(pred, format), dense(z, format), [dense(out, format) for out in outs]
+    channels = interleaved_channels(z, format)
+    distillation_loss(loss, grad, *images, phis.contiguous(), teacher_type, clip, options, channels)
+    return loss, grad
+
+
 declare(
     "distillation_loss",
-    {"reference": distillation_loss_reference, "cpu": _distillation_loss_native, "cuda": _distillation_loss_native},
+    {
+        "reference": distillation_loss_reference,
+        "cpu": _distillation_loss_native,
+        "cuda": _distillation_loss_native,
+        "triton": _distillation_loss_triton,
+    },
 )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from progdistill.ops import checks, native, rotation
 from progdistill.ops.backends import choose, declare
-from progdistill.ops.layout import dense, memory_format
+from progdistill.ops.layout import dense, interleaved_channels, memory_format
 from progdistill.ops.names import PREDICTION_TYPES, canonical_prediction_type, heads
 from progdistill.ops.registration import register
 from progdistill.ops.residual import target_reference
@@ -110,12 +110,26 @@ def _distillation_target_native(
     return target
 
 
+def _distillation_target_triton(
+    z: Tensor, outs: list[Tensor], phis: Tensor, prediction_type: str, target_type: str, clip: float | None
+) -> Tensor:
+    from progdistill.ops.triton_kernels.distillation_target import distillation_target
+
+    format = memory_format(z)
+    target = _empty_target(z, target_type)
+    images = target, dense(z, format), [dense(out, format) for out in outs]
+    channels = interleaved_channels(z, format)
+    distillation_target(*images, phis.contiguous(), prediction_type, target_type, clip, channels)
+    return target
+
+
 declare(
     "distillation_target",
     {
         "reference": distillation_target_reference,
         "cpu": _distillation_target_native,
         "cuda": _distillation_target_native,
+        "triton": _distillation_target_triton,
     },
 )
 

@@ -20,6 +20,11 @@ def dense(tensor: Tensor, format: torch.memory_format) -> Tensor:
     return tensor.contiguous(memory_format=format)
 
 
+def interleaved_channels(state: Tensor, format: torch.memory_format) -> int:
+    """The channels of a state if they run fastest in `format`, else 0."""
+    return 0 if format == torch.contiguous_format else state.shape[1]
+
+
 def per_sample(coefficient: Tensor, like: Tensor) -> Tensor:
     """(B,) float64 -> (B, 1, ..., 1) in the dtype of `like`."""
     return coefficient.to(like.dtype).reshape(-1, *(1,) * (like.dim() - 1))

@@ -76,7 +76,23 @@ def _normal_native(seeds: Tensor, step: Tensor, stream: int, shape: Sequence[int
     return out
 
 
-declare("normal", {"reference": normal_reference, "cpu": _normal_native, "cuda": _normal_native})
+def _normal_triton(seeds: Tensor, step: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+    from progdistill.ops.triton_kernels.normal import normal
+
+    out = torch.empty((len(seeds), *shape), dtype=torch.float32, device=seeds.device)
+    normal(out, seeds.contiguous(), step, stream)
+    return out
+
+
+declare(
+    "normal",
+    {
+        "reference": normal_reference,
+        "cpu": _normal_native,
+        "cuda": _normal_native,
+        "triton": _normal_triton,
+    },
+)
 
 
 def _implementation(seeds: Tensor, step: Tensor, stream: int, shape: list[int], backend: str | None) -> Tensor:

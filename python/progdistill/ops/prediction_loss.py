@@ -7,7 +7,7 @@ from torch import Tensor
 
 from progdistill.ops import checks, native, rotation
 from progdistill.ops.backends import choose, declare
-from progdistill.ops.layout import dense, memory_format, per_sample, split_heads
+from progdistill.ops.layout import dense, interleaved_channels, memory_format, per_sample, split_heads
 from progdistill.ops.loss_options import OPTIONS_SCHEMA, LossOptions, check_scale_values, checked_options
 from progdistill.ops.names import PREDICTION_TYPES, canonical_prediction_type, heads
 from progdistill.ops.registration import register
@@ -121,9 +121,27 @@ def _prediction_loss_native(
     return loss, grad
 
 
+def _prediction_loss_triton(
+    pred: Tensor, z: Tensor, target: Tensor, phi: Tensor, target_type: str, options: LossOptions
+) -> tuple[Tensor, Tensor]:
+    from progdistill.ops.triton_kernels.prediction_loss import prediction_loss
+
+    format = memory_format(pred)
+    loss, grad = fake_loss(pred, z, options.need_grad)
+    images = dense(pred, format), dense(z, format), dense(target, format)
+    channels = interleaved_channels(z, format)
+    prediction_loss(loss, grad, *images, phi.contiguous(), target_type, options, channels)
+    return loss, grad
+
+
 declare(
     "prediction_loss",
-    {"reference": prediction_loss_reference, "cpu": _prediction_loss_native, "cuda": _prediction_loss_native},
+    {
+        "reference": prediction_loss_reference,
+        "cpu": _prediction_loss_native,
+        "cuda": _prediction_loss_native,
+        "triton": _prediction_loss_triton,
+    },
 )
 
 
