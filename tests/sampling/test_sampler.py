@@ -14,8 +14,10 @@ from progdistill.core import Denoiser
 from progdistill.nets.unet import UNet
 from progdistill.sampling import generate, sample
 from progdistill.sampling import sampler as sampler_module
+from progdistill.sampling.sampler import default_dtype
 from tiny import NETWORK
 
+F32 = torch.float32
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
 
@@ -73,7 +75,7 @@ def graphs_on_cpu(monkeypatch):
 def test_fixed_steps_are_those_of_ddim(steps, prediction_type, clip):
     model = student(prediction_type=prediction_type, out_channels=2 if prediction_type == "sample_epsilon" else 1)
     expected = generate(model, steps, seeds=torch.arange(5), clip=clip)
-    got = Sampler(model, steps, clip=clip).generate(torch.arange(5))
+    got = Sampler(model, steps, clip=clip, dtype=F32).generate(torch.arange(5))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
@@ -81,7 +83,7 @@ def test_classes_latents_and_denoisers_of_ones_own():
     model, labels = student(num_class_embeds=4), torch.tensor([3, 0, 1])
     latents = torch.randn(3, 1, 8, 8)
     expected = generate(model, 2, seeds=torch.arange(3), latents=latents, class_labels=labels)
-    torch.testing.assert_close(Sampler(model, 2).generate(latents, labels), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(Sampler(model, 2, dtype=F32).generate(latents, labels), expected, rtol=0, atol=1e-6)
     own = MixtureDenoiser([-0.7, 0.4], [0.15, 0.3], sample_shape=(1, 4, 4))
     expected = generate(own, 8, seeds=torch.arange(3))
     torch.testing.assert_close(Sampler(own, 8).generate(torch.arange(3)), expected, rtol=0, atol=1e-6)
@@ -90,7 +92,7 @@ def test_classes_latents_and_denoisers_of_ones_own():
 def test_graphs_of_a_few_sizes_serve_all(graphs_on_cpu):
     model = student()
     expected = generate(model, 2, seeds=torch.arange(20))
-    sampler = Sampler(model, 2, batch_sizes=(1, 4, 8)).warmup()
+    sampler = Sampler(model, 2, batch_sizes=(1, 4, 8), dtype=F32).warmup()
     assert Again.made == 3
     results = {count: sampler.generate(torch.arange(count)) for count in (1, 3, 4, 7, 20, 2)}
     for count, images in results.items():  # after all calls: no result is another one's memory
@@ -107,7 +109,7 @@ def test_graphs_of_a_few_sizes_serve_all(graphs_on_cpu):
 
 def test_labels_of_padded_batches(graphs_on_cpu):
     model, labels = student(num_class_embeds=4), torch.tensor([3, 0, 1])
-    sampler = Sampler(model, 2, batch_sizes=(4,))
+    sampler = Sampler(model, 2, batch_sizes=(4,), dtype=F32)
     for given in (labels, labels.flip(0), labels):
         expected = generate(model, 2, seeds=torch.arange(3), class_labels=given)
         torch.testing.assert_close(sampler.generate(torch.arange(3), given), expected, rtol=0, atol=1e-5)
@@ -159,7 +161,7 @@ def test_a_network_that_cannot_be_captured(graphs_on_cpu, monkeypatch):
 
     monkeypatch.setattr(sampler_module, "CudaGraph", fails)
     model = student()
-    sampler = Sampler(model, 2)
+    sampler = Sampler(model, 2, dtype=F32)
     with pytest.warns(UserWarning, match="without CUDA graphs.*not permitted"):
         images = sampler.generate(torch.arange(3))
     torch.testing.assert_close(images, generate(model, 2, seeds=torch.arange(3)), rtol=0, atol=1e-5)
@@ -171,7 +173,7 @@ def test_a_network_that_cannot_be_captured(graphs_on_cpu, monkeypatch):
 
 def test_several_threads(graphs_on_cpu):
     model = student()
-    sampler, wrong = Sampler(model, 2, batch_sizes=(1, 4)), []
+    sampler, wrong = Sampler(model, 2, batch_sizes=(1, 4), dtype=F32), []
     expected = generate(model, 2, seeds=torch.arange(12))
 
     def work(first):
@@ -209,6 +211,14 @@ def test_what_is_refused():
         Sampler(model, 0)
     with pytest.raises(ValueError, match="runs in float32 without a CUDA graph"):
         sample(model, 2, sampler="stochastic", dtype=torch.bfloat16)
+
+
+def test_the_default_dtype_is_the_fast_one_for_our_own_networks(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for supported, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=supported: answer)
+        assert default_dtype(student()) == expected
+        assert default_dtype(MixtureDenoiser([0.1], [0.2], sample_shape=(1, 4, 4))) == torch.float32
 
 
 def test_a_copy_of_a_model_takes_no_samplers_along():

@@ -58,8 +58,9 @@ def sample(
         output_type: "pil", "np" (B, H, W, C in [0, 1]), "pt" (B, C, H, W in [0, 1]) or "uint8" (a tensor of bytes,
             B, H, W, C, on the model's device).
         max_batch_size: images that go through the network at once.
-        dtype: what the network computes in; default bfloat16 on a GPU, float32 elsewhere. The state and the steps are
-            float32. The stochastic sampler takes float32 alone.
+        dtype: what the network computes in; default bfloat16 for our own networks on a GPU, else float32 (on a CPU with
+            instructions for it bfloat16 is faster). The state and the steps are float32. The stochastic sampler takes
+            float32 alone.
         cuda_graph: "auto": DDIM on a GPU runs as one CUDA graph, all steps in it, made at the first call and kept for
             the next (see `Sampler`); "require": an error where that cannot be; False: never.
         progress: show a progress bar.
