@@ -52,5 +52,5 @@ def run(tensor: Tensor):
 def partial_sums(z: Tensor):
     """Where the CUDA kernels leave the partial sums of a loss on `z`, as the extension takes it; None if nowhere."""
     on_cpu = isinstance(run(z), int)
-    chunks = 1 if on_cpu or not len(z) else _C.chunks_per_sample(z[0].numel())
+    chunks = 1 if on_cpu or not len(z) else _C.chunks_per_sample(z.numel() // len(z))
     return view(z.new_empty((len(z), chunks), dtype=torch.float64)) if chunks > 1 else None

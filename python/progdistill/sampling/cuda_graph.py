@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class CudaGraph:
         stream.wait_stream(torch.cuda.current_stream(device))
         # thread_local: other threads (a loader that pins memory, say) may go on calling CUDA meanwhile.
         mode = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
-        with torch.cuda.device(device), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        with torch.cuda.device(device), _choosing_algorithms():
             with torch.cuda.stream(stream):
                 for _ in range(_WARMUPS):
                     run()
@@ -41,3 +42,14 @@ class CudaGraph:
         """Enqueues the work on the current stream; the result is overwritten by the next replay."""
         self._graph.replay()
         return self.result
+
+
+@contextmanager
+def _choosing_algorithms() -> Iterator[None]:
+    # Shapes are fixed here, so that cuDNN's search pays. Its other settings are the user's.
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
