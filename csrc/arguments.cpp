@@ -29,15 +29,19 @@ LossType loss_type_of(int index) {
   return static_cast<LossType>(index);
 }
 
+void check_device(const Tensor& tensor, dlpack::Device device) {
+  if (tensor.is_description()) return;
+  dlpack::Device own = tensor.device();
+  if (own.type == dlpack::kPinnedByCuda) own = {dlpack::kCpu, 0};
+  if (own.type != device.type || own.index != device.index) {
+    throw py::value_error(
+        tensor.name() + " is on " + text(own) + "; expected " + text(device) + ", like the other arguments");
+  }
+}
+
 const Tensor& Arguments::keep(std::string name, py::handle object) {
   const Tensor& tensor = tensors_.emplace_back(std::move(name), object);
-  if (tensor.is_description()) return tensor;
-  dlpack::Device device = tensor.device();
-  if (device.type == dlpack::kPinnedByCuda) device = {dlpack::kCpu, 0};
-  if (device.type != device_.type || device.index != device_.index) {
-    throw py::value_error(
-        tensor.name() + " is on " + text(device) + "; expected " + text(device_) + ", like the other arguments");
-  }
+  check_device(tensor, device_);
   return tensor;
 }
 

@@ -19,6 +19,9 @@ Prediction prediction_of(int index, const char* name);
 Weighting weighting_of(int index);
 LossType loss_type_of(int index);
 
+/// Throws ValueError for a tensor that is elsewhere; descriptions do not say where they are.
+void check_device(const Tensor& tensor, dlpack::Device device);
+
 /// The tensors of one call: each method reads an argument and checks it against the first state; `layout` then finds
 /// the one dense order that all images share. Violations throw ValueError or TypeError.
 class Arguments {

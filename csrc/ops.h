@@ -6,9 +6,12 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
+#include "adamw.h"
 #include "images.h"
 #include "objective.h"
+#include "parameters.h"
 #include "teacher.h"
 
 namespace progdistill {
@@ -44,14 +47,25 @@ bool prediction_loss(
     const Layout& layout, void* loss, const std::optional<Sink>& grad, const Source& pred, const Source& z,
     const Source& target, const double* phi, Prediction target_type, const Objective& objective, int threads);
 
+/// The 2-norm of all gradients together.
+double gradient_norm(const std::vector<Gradient>& grads, int threads);
+
+/// One update of all parameters, float32 or float64 each of them.
+void adamw_ema(const std::vector<Parameter>& parameters, DType dtype, const AdamW& adamw, int threads);
+
 /// body(a float or a double) by the dtype of states: the argument's type is what counts.
 template <class Body>
-void for_state_type(const Layout& layout, Body&& body) {
-  if (layout.dtype == DType::float64) {
+void for_state_type(DType dtype, Body&& body) {
+  if (dtype == DType::float64) {
     body(double{});
   } else {
     body(float{});
   }
+}
+
+template <class Body>
+void for_state_type(const Layout& layout, Body&& body) {
+  for_state_type(layout.dtype, body);
 }
 
 }  // namespace progdistill

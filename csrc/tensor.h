@@ -33,6 +33,7 @@ class Tensor {
   DType dtype() const { return dtype_; }
   int ndim() const { return ndim_; }
   int64_t size(int dim) const { return shape_[dim]; }
+  int64_t stride(int dim) const { return strides_[dim]; }
   int64_t count() const { return count_; }
   dlpack::Device device() const { return device_; }
   bool is_description() const { return is_description_; }

@@ -22,6 +22,8 @@
 #define PD_INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
+#include "optimizer.h"
+
 namespace progdistill {
 namespace {
 
@@ -231,8 +233,9 @@ namespace PD_ISA {
 
 extern const Loops table;
 const Loops table = {
-    {combine<float>, clip<float>, residual<float>, split, join},
-    {combine<double>, clip<double>, residual<double>, split_any<double>, join_any<double>},
+    {combine<float>, clip<float>, residual<float>, split, join, adamw_ema<float>, sum_of_squares<float>},
+    {combine<double>, clip<double>, residual<double>, split_any<double>, join_any<double>, adamw_ema<double>,
+     sum_of_squares<double>},
     bfloat16_to_float,
     float_to_bfloat16,
     stream,

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "adamw.h"
 #include "loss_type.h"
 
 namespace progdistill {
@@ -31,6 +32,16 @@ struct Residual {
   T* grad[2];  // both null: no gradient
 };
 
+/// The same elements of a parameter and of what belongs to it.
+template <class T>
+struct ParameterBlock {
+  T* param;
+  const T* grad;
+  T* exp_avg;
+  T* exp_avg_sq;
+  T* ema;  // null: none
+};
+
 template <class T>
 struct TypedLoops {
   /// dst = sum of coefficient * data over `count` <= kTerms terms; dst may be the data of a term.
@@ -43,6 +54,9 @@ struct TypedLoops {
   /// `count` pixels of two heads with `channels` each: to = the channels of one head; or pixels = those of both.
   void (*split)(T* to, const T* pixels, int64_t channels, int head, int64_t count);
   void (*join)(T* pixels, const T* first, const T* second, int64_t channels, int64_t count);
+  /// An update of n elements; none of the arrays overlap.
+  void (*adamw_ema)(const ParameterBlock<T>& block, const AdamWFactors<T>& by, int64_t n);
+  double (*sum_of_squares)(const T* src, int64_t n);
 };
 
 struct Loops {

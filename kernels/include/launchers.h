@@ -7,9 +7,12 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
+#include "adamw.h"
 #include "images.h"
 #include "objective.h"
+#include "parameters.h"
 #include "teacher.h"
 
 namespace progdistill::cuda {
@@ -53,5 +56,13 @@ int prediction_loss(
     const Layout& layout, void* loss, double* partials, const std::optional<Sink>& grad, const Source& pred,
     const Source& z, const Source& target, const double* phi, Prediction target_type, const Objective& objective,
     const Queue& queue);
+
+/// norm: one number of that dtype; partials: gradient_norm_partials(...) double.
+int64_t gradient_norm_partials(const std::vector<Gradient>& grads);
+int gradient_norm(
+    void* norm, DType dtype, double* partials, const std::vector<Gradient>& grads, const Queue& queue);
+
+/// Numbers that have a pointer are read when the kernel runs.
+int adamw_ema(const std::vector<Parameter>& parameters, DType dtype, const AdamW& adamw, const Queue& queue);
 
 }  // namespace progdistill::cuda

@@ -1,20 +1,24 @@
-"""The operations of diffusion distillation: one file each, with formula, reference, dispatch and registration."""
+"""The operations of diffusion distillation and its optimizer: formula, reference, dispatch and registration."""
 
+from progdistill.ops.adamw_ema import adamw_ema
 from progdistill.ops.ddim_step import ddim_step
 from progdistill.ops.diffuse import diffuse
 from progdistill.ops.diffuse_seeded import diffuse_seeded
 from progdistill.ops.distillation_loss import distillation_loss, distillation_loss_and_grad
 from progdistill.ops.distillation_target import distillation_target
+from progdistill.ops.gradient_norm import gradient_norm
 from progdistill.ops.normal import normal
 from progdistill.ops.prediction_loss import prediction_loss, prediction_loss_and_grad
 
 __all__ = [
+    "adamw_ema",
     "ddim_step",
     "diffuse",
     "diffuse_seeded",
     "distillation_loss",
     "distillation_loss_and_grad",
     "distillation_target",
+    "gradient_norm",
     "normal",
     "prediction_loss",
     "prediction_loss_and_grad",

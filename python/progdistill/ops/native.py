@@ -36,6 +36,11 @@ def view(tensor: Tensor):
     return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), _DTYPE_CODES[tensor.dtype], tensor)
 
 
+def knows_devices() -> bool:
+    """Whether the extension sees where a tensor lies, and so checks it: descriptions do not say."""
+    return _exchange_api is not None
+
+
 def run(tensor: Tensor):
     """Where the extension is to work for a call on `tensor`.
 
