@@ -1,7 +1,8 @@
 """Training: one loop, and the recipes that give it a loss."""
 
+from progdistill.training.adamw_ema import AdamWEma
 from progdistill.training.config import DistillConfig, TrainConfig
 from progdistill.training.distill import distill
 from progdistill.training.train import train
 
-__all__ = ["DistillConfig", "TrainConfig", "distill", "train"]
+__all__ = ["AdamWEma", "DistillConfig", "TrainConfig", "distill", "train"]
