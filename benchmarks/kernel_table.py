@@ -7,6 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from machine import columns
+from notes import note_line
+
 OURS = ("cuda", "triton", "cpu")
 TIMERS = ("host", "graph", "events")
 WIDTH = 24
@@ -36,11 +39,6 @@ def case_lines(case: dict[str, Any]) -> list[str]:
         )
     lines += [f"  {name:<{WIDTH}}{'-':>12}{1e6 * median:>72.2f}" for name, median in events.items()]
     return [*lines, *(f"  {note_line(note)}" for note in case["notes"]), ""]
-
-
-def note_line(note: dict[str, Any]) -> str:
-    """A note with whom it is about."""
-    return f"{note['contender']} {note['text']}" if note["contender"] else note["text"]
 
 
 def case_name(case: dict[str, Any]) -> str:
@@ -83,14 +81,7 @@ def closing_lines(cases: list[dict[str, Any]]) -> tuple[list[str], bool]:
 
 def write_csv(path: Path, found: dict[str, Any]) -> None:
     """One line for each case, contender and timer; times in seconds."""
-    about = found["machine"]
-    machine = {
-        "machine": about["gpu"] if "l2_bytes" in about else about["processor"],
-        "threads": about["threads"],
-        "torch": about["torch"],
-        "commit": about["commit"],
-        "copy_bytes_per_second": found["copy"]["bytes_per_second"],
-    }
+    machine = {**columns(found["machine"]), "copy_bytes_per_second": found["copy"]["bytes_per_second"]}
     rows = []
     for case in found["cases"]:
         named = {key: case[key] for key in ("shape", "operation", "variant", "mode", "must_move_bytes")}

@@ -31,6 +31,7 @@ from copy_rate import copy_rate
 from kernel_cases import GRADIENT, Case, Contender
 from kernel_table import OURS, case_lines, closing_lines, heading, write_csv
 from machine import describe, free_bytes, one_line
+from notes import first_line, note
 from progdistill.nets.presets import PRESETS
 from rotation import Rotation, captured, copies_beyond, tensor_bytes
 from timing import EventClock, HostClock, clock_of, interleaved, spread
@@ -112,16 +113,6 @@ def disagreement(result: Any, reference: Any) -> float:
         error = (got.float() - expected.float()).norm() / expected.float().norm()
         worst = max(worst, float(error.nan_to_num(math.inf)) / LARGEST_DISAGREEMENT[expected.dtype])
     return worst
-
-
-def note(text: str, contender: str | None = None, failed: bool = False) -> dict[str, Any]:
-    """A line for people; `failed` makes the exit status 1."""
-    return {"contender": contender, "text": text, "failed": failed}
-
-
-def first_line(error: Exception) -> str:
-    """The error's type and the beginning of its message."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
 
 
 def working(

@@ -96,6 +96,14 @@ def one_line(about: dict[str, Any]) -> str:
     return f"{compute}{driver}, torch {about['torch']}, commit {(about['commit'] or 'unknown')[:10]}{tail}"
 
 
+def columns(about: dict[str, Any]) -> dict[str, Any]:
+    """What tells apart the machines of a spreadsheet's lines."""
+    return {
+        "machine": about["gpu"] if "l2_bytes" in about else about["processor"],
+        **{key: about[key] for key in ("threads", "torch", "commit")},
+    }
+
+
 def _version(package: str) -> str | None:
     if importlib.util.find_spec(package) is None:
         return None
