@@ -100,6 +100,43 @@ def interleaved(
     return seconds
 
 
+def latencies(
+    contenders: Mapping[str, Callable[[], object]],
+    clock: Clock,
+    *,
+    most: int = 200,
+    least: int = 10,
+    most_seconds: float = 6.0,
+) -> dict[str, list[float]]:
+    """Seconds of single calls, with the device idle before each and done after it: what the caller waits for.
+
+    Each contender is called `most` times, or, once it was called `least` times, until its calls have taken
+    `most_seconds` together; one call more comes first and is not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in contenders.values():
+        call()
+    waiting = list(contenders)
+    while waiting:
+        for name in waiting:
+            clock.wait()
+            start = clock.mark()
+            contenders[name]()
+            clock.wait()
+            seconds[name].append(clock.elapsed(start, clock.mark()))
+        waiting = [
+            name
+            for name in waiting
+            if len(seconds[name]) < most and (len(seconds[name]) < least or sum(seconds[name]) < most_seconds)
+        ]
+    return seconds
+
+
+def percentile_99(seconds: list[float]) -> float | None:
+    """What 99 of 100 calls do not exceed, interpolated; None for fewer than 100 calls, which cannot tell."""
+    return statistics.quantiles(seconds, n=100, method="inclusive")[-1] if len(seconds) >= 100 else None
+
+
 def _calls_a_turn(call: Callable[[], object], clock: Clock, seconds_per_turn: float, most_calls: int) -> int:
     _turn(call, clock, 1)  # the first call compiles, allocates and loads
     once = max(_turn(call, clock, 1), LEAST_CALIBRATED_SECONDS)

@@ -8,7 +8,7 @@ import torch
 
 from copy_rate import copy_rate
 from rotation import MOST_COPIES, Rotation, captured, copies_beyond, tensor_bytes
-from timing import EventClock, HostClock, interleaved, spread
+from timing import EventClock, HostClock, interleaved, latencies, percentile_99, spread
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -66,6 +66,27 @@ def test_the_first_call_is_not_measured():
 def test_the_host_clock_sees_a_sleep():
     seconds = interleaved({"sleep": lambda: time.sleep(0.02)}, HostClock(), repetitions=3, seconds_per_turn=0.01)
     assert all(0.02 <= value < 0.5 for value in seconds["sleep"])
+
+
+def test_latencies_are_of_single_calls_that_are_waited_for():
+    clock = FakeClock()
+    calls = {"short": clock.call("s", 0.25), "long": clock.call("l", 2.0)}
+    assert latencies(calls, clock, most=3, most_seconds=100) == {"short": [0.25] * 3, "long": [2.0] * 3}
+    assert "".join(clock.log) == "sl" + 3 * "sl"
+
+
+def test_long_calls_are_made_less_often():
+    clock = FakeClock()
+    calls = {"short": clock.call("s", 0.25), "long": clock.call("l", 2.0), "longest": clock.call("x", 9.0)}
+    seconds = latencies(calls, clock, most=10, least=2, most_seconds=5.0)
+    assert {name: len(values) for name, values in seconds.items()} == {"short": 10, "long": 3, "longest": 2}
+    assert "".join(clock.log[3:]) == "slx" + "slx" + "sl" + 7 * "s"
+
+
+def test_percentile_99():
+    values = np.random.default_rng(0).exponential(size=200).tolist()
+    assert percentile_99(values) == pytest.approx(np.quantile(values, 0.99))
+    assert percentile_99(values[:99]) is None
 
 
 def test_spread():
