@@ -30,6 +30,7 @@ PYTEST = ("{python}", "-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "gpu_test_
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "99", "--tool")
 SUBSET = (*PYTEST, "--cases-per-test", "2", "{root}/tests/ops")
 KERNELS = ("{python}", "{root}/benchmarks/kernels.py", "--device", "cuda", "--output", "{results}", "--csv")
+SAMPLING = ("{python}", "{root}/benchmarks/sampling.py", "--device", "cuda", "--output", "{results}", "--csv")
 
 STAGES = (
     Stage(
@@ -59,6 +60,16 @@ STAGES = (
     *(
         Stage(f"kernels-{shape}", (*KERNELS, f"{{files}}/kernels-{shape}.csv", "--shapes", shape), 470)
         for shape in ("128x3x32x32", "2048x3x64x64", "512x3x128x128", "64x4x64x64", "cifar10")
+    ),
+    # torch.compile apart, since it takes minutes; progdistill's best is in both.
+    *(
+        Stage(
+            f"sampling-{kind}{size}",
+            (*SAMPLING, f"{{files}}/sampling-{kind}{size}.csv", "--batch-sizes", str(size), *options),
+            470,
+        )
+        for kind, options in (("", ("--no-compile",)), ("compile-", ("--contenders", "Sampler, bfloat16", "compile")))
+        for size in (1, 8, 64, 512)
     ),
 )
 

@@ -38,7 +38,7 @@ def installed_without_source(tmp_path, monkeypatch):
 def test_lists_the_benchmarks(words, capsys):
     assert main(["bench", *words]) == 0
     printed = capsys.readouterr().out
-    for name in ("kernels", "launch_cost", "on_gpu", "ablation", "quickstart_trial"):
+    for name in ("kernels", "launch_cost", "sampling", "on_gpu", "ablation", "quickstart_trial"):
         assert f"  {name} " in printed
     assert "timing" not in printed and str(ROOT / "benchmarks") in printed
 
