@@ -12,6 +12,7 @@ from progdistill.core.random import Stream
 from progdistill.nets.embeddings import FixedTime
 from progdistill.nets.unet import UNet
 from progdistill.ops import ddim_step, normal
+from progdistill.sampling.images import FORMS
 
 
 class FixedSteps:
@@ -61,8 +62,10 @@ class FixedSteps:
         return tuple(values.unsqueeze(1).repeat(1, batch_size) for values in (self.phis, self._times))
 
     @torch.no_grad()
-    def run(self, constants: tuple[Tensor, Tensor], start: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Samples (B, ...) float32 in [-1, 1].
+    def run(
+        self, constants: tuple[Tensor, Tensor], start: Tensor, labels: Tensor | None = None, form: str = "samples"
+    ) -> Tensor:
+        """Samples (B, ...) float32 in [-1, 1], or another form of them (`images.FORMS`).
 
         Args:
             constants: what `constants(B)` gave.
@@ -75,7 +78,7 @@ class FixedSteps:
             phi, phi_next = phis[step], phis[step + 1]
             out = self._predict(z, phi, self._fixed[step] if self._fixed else times[step], labels)
             z = ddim_step(z, out, phi, phi_next, prediction_type=self.prediction_type, clip=self.clip)
-        return z.clamp(-1, 1)
+        return FORMS[form](z)
 
     def _predict(self, z: Tensor, phi: Tensor, time: Tensor | FixedTime, labels: Tensor | None) -> Tensor:
         if self._own is not None:

@@ -13,19 +13,39 @@ OUTPUT_TYPES = ("pil", "np", "pt", "uint8")
 
 
 def to_output(x: Tensor, output_type: str) -> Any:
-    """Images in diffusers' conventions, (x / 2 + 0.5) clamped to [0, 1].
+    """Samples in [-1, 1] as images of that type (see `delivered`)."""
+    return delivered(FORMS[FORM_OF[output_type]](x), output_type)
+
+
+def delivered(images: Tensor, output_type: str) -> Any:
+    """What the user asked for, from images in the form that it is made of (`FORM_OF`).
 
     Returns:
-        "pt": float tensor (B, C, H, W); "np": float32 array (B, H, W, C); "uint8": tensor (B, H, W, C) of rounded bytes
-        where x is; "pil": list of images of the same bytes.
+        "pt": float tensor (B, C, H, W) in [0, 1]; "np": float32 array (B, H, W, C); "uint8": tensor (B, H, W, C) of
+        rounded bytes, both tensors where the images are; "pil": list of images of the same bytes.
     """
-    images = (x / 2 + 0.5).clamp(0, 1)
-    if output_type == "pt":
+    if output_type in ("pt", "uint8"):
         return images
     if output_type == "np":
         return images.movedim(1, -1).float().cpu().numpy()
-    pixels = (images.float() * 255).round().to(torch.uint8).movedim(1, -1).contiguous()
-    return pixels if output_type == "uint8" else [_to_pil(array) for array in pixels.cpu().numpy()]
+    return [_to_pil(pixels) for pixels in images.cpu().numpy()]
+
+
+def _clamped(x: Tensor) -> Tensor:
+    return x.clamp(-1, 1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return (x / 2 + 0.5).clamp(0, 1)  # as diffusers does
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return (_unit(x).float() * 255).round().to(torch.uint8).movedim(1, -1).contiguous()
+
+
+# What samples can be turned into where they are made, and which of it each output type is made of.
+FORMS = {"samples": _clamped, "pt": _unit, "uint8": _bytes}
+FORM_OF = {"pt": "pt", "np": "pt", "uint8": "uint8", "pil": "uint8"}
 
 
 def check_output_type(output_type: str, sample_shape: tuple[int, ...]) -> None:

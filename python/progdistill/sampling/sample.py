@@ -13,7 +13,7 @@ from progdistill.core import Condition, Denoiser
 from progdistill.core.modes import evaluating
 from progdistill.sampling.arguments import checked_labels, checked_latents, image_count, student_for
 from progdistill.sampling.ddim import ddim
-from progdistill.sampling.images import check_output_type, to_output
+from progdistill.sampling.images import FORM_OF, check_output_type, delivered, to_output
 from progdistill.sampling.latents import generator_latents, image_seeds, seeded_latents
 from progdistill.sampling.sampler import GraphMode
 from progdistill.sampling.sampler_cache import sampler_for
@@ -83,14 +83,14 @@ def sample(
     if _takes_fixed_steps(model, sampler, dtype, cuda_graph):
         ready = sampler_for(model, steps, max_batch_size, dtype, clip, cuda_graph)
         batches = tqdm(
-            range(0, count, max_batch_size), desc=f"sampling, {steps} steps", disable=not progress, leave=False
+            range(0, max(count, 1), max_batch_size), desc=f"sampling, {steps} steps", disable=not progress, leave=False
         )
         given = seeds if start is None else start
-        parts = [
-            ready.generate(given[i : i + max_batch_size], None if labels is None else labels[i : i + max_batch_size])
-            for i in batches
-        ]
-        return to_output(torch.cat(parts) if parts else ready.generate(given), output_type)
+        form, parts = FORM_OF[output_type], []
+        for first in batches:
+            part = slice(first, first + max_batch_size)
+            parts.append(ready.generate(given[part], None if labels is None else labels[part], form=form))
+        return delivered(torch.cat(parts) if len(parts) != 1 else parts[0], output_type)
     x = generate(
         model,
         steps,

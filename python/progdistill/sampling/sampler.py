@@ -17,7 +17,7 @@ from progdistill.nets.unet import UNet
 from progdistill.sampling.arguments import checked_labels, checked_latents, image_count, student_for
 from progdistill.sampling.cuda_graph import CudaGraph
 from progdistill.sampling.fixed_steps import FixedSteps
-from progdistill.sampling.images import check_output_type, to_output
+from progdistill.sampling.images import FORM_OF, FORMS, check_output_type, delivered
 from progdistill.sampling.latents import image_seeds
 
 GraphMode = Literal["auto", "require"] | bool
@@ -84,18 +84,22 @@ class Sampler:
         self.memory_budget = memory_budget
         self._graphs_wanted = on_gpu and cuda_graph is not False
         self._lock = threading.Lock()
-        self._graphs: OrderedDict[tuple[int, bool], _Captured] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, bool, str], _Captured] = OrderedDict()
         self._pool = None
         self._done: torch.cuda.Event | None = None
         with evaluating(self.model):
             self._program = FixedSteps(self.model, steps, dtype or default_dtype(self.model), clip)
 
-    def warmup(self) -> Sampler:
-        """Makes the graphs of all batch sizes now (on a GPU; elsewhere nothing is to be made). Returns itself."""
+    def warmup(self, output_type: str = "pt") -> Sampler:
+        """Makes the graphs of all batch sizes for calls with seeds and that output type now. Returns itself.
+
+        On a GPU; elsewhere nothing is to be made.
+        """
+        check_output_type(output_type, self.model.sample_shape)
         if self._graphs_wanted:
             with self._lock:
                 for size in self.batch_sizes:
-                    self._captured(size, from_seeds=True)
+                    self._captured(size, True, FORM_OF[output_type])
         return self
 
     def refresh(self) -> None:
@@ -124,31 +128,34 @@ class Sampler:
             start = image_seeds(seed, count)
         else:
             start = checked_latents(latents, count, self.model.sample_shape)
-        return to_output(self.generate(start, labels), output_type)
+        return delivered(self.generate(start, labels, form=FORM_OF[output_type]), output_type)
 
-    def generate(self, start: Tensor, labels: Tensor | None = None) -> Tensor:
+    def generate(self, start: Tensor, labels: Tensor | None = None, *, form: str = "samples") -> Tensor:
         """Samples (B, ...) float32 in [-1, 1] on the model's device, in memory of their own.
 
         Args:
             start: (B,) int64 seeds, or (B, ...) latents.
             labels: (B,) int64 for a model with classes.
+            form: "samples"; or "pt" or "uint8", images as `sample` gives them, made within the graph.
         """
         device, largest = self.model.device, self.batch_sizes[-1]
+        if len(start) == 0:
+            return FORMS[form](torch.empty((0, *self.model.sample_shape), device=device))
         with self._lock:
             parts = []
             for first in range(0, len(start), largest):
                 part = slice(first, first + largest)
-                parts.append(self._run(start[part], None if labels is None else labels[part]))
-        return torch.cat(parts) if parts else torch.empty((0, *self.model.sample_shape), device=device)
+                parts.append(self._run(start[part], None if labels is None else labels[part], form))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _run(self, start: Tensor, labels: Tensor | None) -> Tensor:
+    def _run(self, start: Tensor, labels: Tensor | None, form: str) -> Tensor:
         count = len(start)
-        captured = self._captured(next(s for s in self.batch_sizes if s >= count), start.dim() == 1)
+        captured = self._captured(next(s for s in self.batch_sizes if s >= count), start.dim() == 1, form)
         device = self.model.device
         if captured is None:
             labels = None if labels is None else labels.to(device)
             with evaluating(self.model):
-                return self._program.run(self._program.constants(count), start.to(device), labels)
+                return self._program.run(self._program.constants(count), start.to(device), labels, form)
         stream = torch.cuda.current_stream(device)
         if self._done is not None:
             stream.wait_event(self._done)  # an earlier call, perhaps on another stream, still reads or writes
@@ -157,11 +164,11 @@ class Sampler:
         self._done.record(stream)
         return result
 
-    def _captured(self, size: int, from_seeds: bool) -> _Captured | None:
-        """The graph for a batch size, made if need be; None where there is to be none."""
+    def _captured(self, size: int, from_seeds: bool, form: str) -> _Captured | None:
+        """The graph for a batch size and form, made if need be; None where there is to be none."""
         if not self._graphs_wanted:
             return None
-        key = (size, from_seeds)
+        key = (size, from_seeds, form)
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
@@ -169,7 +176,7 @@ class Sampler:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             with evaluating(self.model):
-                self._graphs[key] = _Captured(self._program, size, from_seeds, self._pool)
+                self._graphs[key] = _Captured(self._program, size, from_seeds, form, self._pool)
         except RuntimeError as error:
             if self.cuda_graph in ("require", True):
                 raise
@@ -186,7 +193,7 @@ class Sampler:
 class _Captured:
     """The graph of a batch size, and the memory that it reads its inputs from."""
 
-    def __init__(self, program: FixedSteps, size: int, from_seeds: bool, pool) -> None:
+    def __init__(self, program: FixedSteps, size: int, from_seeds: bool, form: str, pool) -> None:
         device = program.device
         self.size = size
         shape, dtype = ((), torch.int64) if from_seeds else (program.sample_shape, torch.float32)
@@ -196,7 +203,7 @@ class _Captured:
             self._labels = torch.zeros(size, dtype=torch.int64, device=device)
         constants = program.constants(size)
         self._constants = constants  # as long as the graph, which reads them
-        self.graph = CudaGraph(lambda: program.run(constants, self._start, self._labels), device, pool)
+        self.graph = CudaGraph(lambda: program.run(constants, self._start, self._labels, form), device, pool)
 
     def replay(self, start: Tensor, labels: Tensor | None) -> Tensor:
         """Fewer images than the graph makes leave the rest of its inputs as they were."""
