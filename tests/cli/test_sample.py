@@ -131,6 +131,17 @@ def test_pngs_are_stored_and_named_by_seed():
         assert image.mode == "L"
 
 
+def test_precision():
+    assert sample("images.npz", "--mixed-precision", "bf16") == 0
+    pixels = [
+        progdistill.sample(model(), 2, seed=seeds, dtype=torch.bfloat16, output_type="uint8")
+        for seeds in (torch.arange(COUNT) + SEED).split(BATCH)
+    ]
+    with np.load("images.npz") as arrays:
+        assert np.array_equal(arrays["arr_0"], torch.cat(pixels).numpy())
+        assert not np.array_equal(arrays["arr_0"], expected(model()))
+
+
 def test_grid():
     assert sample("grid.png", "--columns", 5) == 0
     pixels = torch.from_numpy(expected(model())).movedim(-1, 1)
@@ -185,6 +196,7 @@ CHANGES = {
     "--num-images": (23, "num_images was 22, is 23"),
     "--sampler": ("stochastic", "sampler was 'ddim', is 'stochastic'"),
     "--clip": (1.0, "clip was None, is 1.0"),
+    "--mixed-precision": ("bf16", "dtype was 'float32', is 'bfloat16'"),
     "--model": ("other", "model was '"),
 }
 
@@ -359,7 +371,9 @@ def test_the_record_of_a_folder():
     """What the images are, by the options' names; nothing of when, where or how many at once."""
     assert sample("images") == 0
     record = json.loads(Path("images", "sampling.json").read_text())
-    assert set(record["settings"]) == {"model", "steps", "num_images", "seed", "class_label", "sampler", "clip"}
+    options = {"steps": 2, "num_images": COUNT, "seed": SEED, "class_label": None, "sampler": "ddim", "clip": None}
+    fingerprint = record["settings"].pop("model")
+    assert record["settings"] == {**options, "dtype": "float32"} and len(fingerprint) == 32
 
 
 @pytest.mark.parametrize(

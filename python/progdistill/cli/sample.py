@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -29,8 +29,9 @@ from progdistill.data.parted_output import PartedOutput, Plan
 from progdistill.data.writer_thread import WriterThread
 from progdistill.interop import load
 from progdistill.report import image_grid
+from progdistill.sampling.arguments import student_for
 from progdistill.sampling.parts import Pixels, sample_parts
-from progdistill.sampling.sample import student_for
+from progdistill.sampling.sampler import default_dtype
 from progdistill.training.device import choose_device
 from progdistill.training.stopping import RunInterrupted, StopRequest
 
@@ -63,6 +64,8 @@ class SampleConfig:
     """Images that go through the network at once; also those that an interrupted run may lose."""
     columns: int = 8
     """Columns of the grid."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """Precision of the network; auto: bf16 for our own networks on a GPU (DDIM only), else float32."""
     overwrite: bool = False
     """Begin anew, whatever images the output holds."""
     device: str | None = None
@@ -106,6 +109,7 @@ def _make(config: SampleConfig, model: Denoiser, images: ImageSet, output: Parte
         gamma=config.gamma,
         clip=config.clip,
         max_batch_size=config.max_batch_size,
+        dtype=_dtype(config, model),
     )
     done = images.count - sum(map(len, plan.missing))
     bar = tqdm(
@@ -195,7 +199,16 @@ def _settings(config: SampleConfig, model: Denoiser) -> dict[str, Any]:
     """All that the images depend on, by the options' names."""
     names = ["steps", "num_images", "seed", "class_label", "sampler", "clip"]
     names += ["gamma"] * (config.sampler == "stochastic") + ["columns"] * config.output.lower().endswith(".png")
-    return {"model": model_fingerprint(model), **{name: getattr(config, name) for name in names}}
+    found = {"model": model_fingerprint(model), "dtype": str(_dtype(config, model)).removeprefix("torch.")}
+    return {**found, **{name: getattr(config, name) for name in names}}
+
+
+def _dtype(config: SampleConfig, model: Denoiser) -> torch.dtype:
+    """Settled here, for a run that goes on elsewhere must not change it."""
+    if config.mixed_precision == "auto":
+        with_graphs = model.device.type == "cuda" and config.sampler == "ddim"
+        return default_dtype(model) if with_graphs else torch.float32
+    return torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
 
 
 def _environment(config: SampleConfig, model: Denoiser) -> dict[str, Any]:

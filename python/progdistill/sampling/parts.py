@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from progdistill.core import Denoiser
-from progdistill.sampling.sample import sample, student_for
+from progdistill.sampling.arguments import student_for
+from progdistill.sampling.sample import sample
 
 
 def sample_parts(
@@ -28,7 +29,7 @@ def sample_parts(
         parts: ranges of image numbers. Image i has seed `seed + i`, so it is the same in any part but for the
             rounding that other batch sizes bring.
         class_labels: (N,) int64 by image number, for class-conditional models.
-        options: sampler, gamma, clip, max_batch_size; as in `sample`.
+        options: sampler, gamma, clip, max_batch_size, dtype, cuda_graph; as in `sample`.
 
     Yields:
         (part, its images on their way from the device): on a GPU the next part may be begun meanwhile.
