@@ -37,7 +37,7 @@ def test_train_distill_sample_evaluate(files, capsys):
     with Image.open("grid.png") as grid:
         assert grid.width > 64
     assert main(["sample", "--model", "student", "--num-images", "3", "--seed", "7", "--output", "images"]) == 0
-    assert sorted(p.name for p in (files / "images").iterdir()) == ["000007.png", "000008.png", "000009.png"]
+    assert sorted(p.name for p in (files / "images").glob("*.png")) == ["000007.png", "000008.png", "000009.png"]
     evaluate = ["evaluate", "--model", "student", "--data", "images.npz", "--num-images", "40", "--seeds", "2"]
     assert main([*evaluate, "--output", "quality.json"]) == 0
     assert set(json.loads((files / "quality.json").read_text())["steps"]) == {"1", "2"}

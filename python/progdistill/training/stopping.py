@@ -21,21 +21,24 @@ class RunInterrupted(SystemExit):
 
 
 class StopRequest:
-    """Context manager that turns the first SIGTERM into a request; a second one has its usual effect.
+    """Context manager that turns the first of some signals into a request; a second one has its usual effect.
 
     Schedulers of clusters send SIGTERM some seconds before they kill. Outside of the main thread, where Python allows
     no signal handlers, nothing changes.
+
+    Args:
+        signals: default SIGTERM.
     """
 
-    def __init__(self) -> None:
-        self._asked = False
-        self._before: object = None
-        self._installed = False
+    def __init__(self, *signals: signal.Signals) -> None:
+        self.received: signal.Signals | None = None
+        """What this process was asked by; None if it was not."""
+        self._signals = signals or (signal.SIGTERM,)
+        self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._ask)
-            self._installed = True
+            self._before = {signum: signal.signal(signum, self._ask) for signum in self._signals}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -43,13 +46,13 @@ class StopRequest:
 
     def pending(self) -> bool:
         """Whether this process or another one of the run was asked to stop; all processes get the same answer."""
-        return any_process(self._asked)
+        return any_process(self.received is not None)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self.received = signal.Signals(signum)
         self._restore()
 
     def _restore(self) -> None:
-        if self._installed:
-            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
-            self._installed = False
+        while self._before:
+            signum, handler = self._before.popitem()
+            signal.signal(signum, handler or signal.SIG_DFL)
