@@ -16,6 +16,8 @@ _EXPORTS = {
     "Denoiser": "progdistill.core",
     "Sampler": "progdistill.sampling",
     "distill": "progdistill.training",
+    "export_onnx": "progdistill.sampling",
+    "export_program": "progdistill.sampling",
     "load": "progdistill.interop",
     "sample": "progdistill.sampling",
     "save": "progdistill.interop",
@@ -43,6 +45,8 @@ __all__ = [
     "data",
     "distill",
     "evaluation",
+    "export_onnx",
+    "export_program",
     "interop",
     "load",
     "metrics",
@@ -60,7 +64,7 @@ __all__ = [
 if TYPE_CHECKING:
     from progdistill.core import Denoiser
     from progdistill.interop import load, save
-    from progdistill.sampling import Sampler, sample
+    from progdistill.sampling import Sampler, export_onnx, export_program, sample
     from progdistill.training import distill, train
 
 

@@ -88,6 +88,15 @@ def test_timestep_forms(timestep):
     torch.testing.assert_close(net(sample(), timestep), net(sample(), torch.tensor([7.0, 7.0])), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("config", [CONFIG, LEARNED, CLASSES], ids=["sinusoids", "learned", "classes"])
+def test_a_fixed_time(config):
+    net, x = random_net(config).double(), sample().double()
+    labels = (torch.tensor([0, 4]),) if config is CLASSES else ()
+    output = net(x, net.fixed_time(7.0), *labels)
+    torch.testing.assert_close(output, net(x, 7.0, *labels))
+    assert not torch.allclose(output, net(x, net.fixed_time(3.0), *labels))
+
+
 def test_python_fractions_are_not_truncated():
     net = random_net()
     torch.testing.assert_close(net(sample(), 7.5), net(sample(), torch.tensor([7.5, 7.5])), rtol=0, atol=0)

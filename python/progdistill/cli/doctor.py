@@ -17,6 +17,9 @@ _EXTRAS = {
     "sklearn": ("quickstart", "the quickstart's images"),
     "pyarrow": ("data", "parquet data sets"),
     "datasets": ("data", "data sets of Hugging Face's library and hub"),
+    "onnx": ("onnx", "writing ONNX files"),
+    "onnxscript": ("onnx", "writing ONNX files"),
+    "onnxruntime": ("onnx", "comparing an ONNX file's images with ours"),
     "diffusers": ("test", "only the tests; exported students need nothing of ours"),
 }
 

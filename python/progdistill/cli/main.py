@@ -16,6 +16,7 @@ COMMANDS = {
     "distill": "distil a teacher round by round (Algorithm 2)",
     "sample": "generate images with a teacher or student",
     "evaluate": "distances of a model's images, by step count, or of given images to a data set",
+    "export": "write a sampler as one ONNX or torch.export graph that runs without progdistill",
     "runs": "list the runs below a folder with their state",
     "bench": "list or run the benchmarks of a source checkout",
     "doctor": "what was built, what is used where, and how to mend what is missing",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +47,13 @@ class SinusoidalEmbedding(nn.Module):
 class FixedTime(dict):
     """What a fixed time adds in each residual block, (1, C) by block: `UNet.fixed_time` makes it.
 
-    A few-step sampler knows its times beforehand, so that no embedding has to be computed while it runs.
+    A few-step sampler knows its times beforehand, so that no embedding has to be computed while it runs. In a network
+    with classes, whose blocks see the sum of time and class, there is the time's `embedding` (1, E) instead.
     """
+
+    def __init__(self, by_block: Iterable[tuple[nn.Module, Tensor]] = (), embedding: Tensor | None = None) -> None:
+        super().__init__(by_block)
+        self.embedding = embedding
 
 
 class TimestepEmbedding(nn.Module):

@@ -78,12 +78,12 @@ class UNet(nn.Module):
         out of range.
         """
         self._check_sample(sample)
-        self._check_labels(class_labels, len(sample))
+        self._check_labels(class_labels, sample.shape[0])
         x = sample.to(self.dtype)
         if self.config.center_input_sample:
             x = 2 * x - 1
         # Every residual block starts with the SiLU of the embedding: applied once, here.
-        fixed = isinstance(timestep, FixedTime)
+        fixed = isinstance(timestep, FixedTime) and class_labels is None
         time_act = timestep if fixed else F.silu(self._embed(x, timestep, class_labels))
 
         x = self.conv_in(x)
@@ -100,19 +100,22 @@ class UNet(nn.Module):
     def fixed_time(self, timestep: float) -> FixedTime:
         """What ``forward`` takes for a time that it will be asked for again: nothing is left to compute of it.
 
-        It holds for the weights as they are now. Raises ValueError for networks with classes, whose embedding
-        differs from sample to sample.
+        It holds for the weights as they are now. In a network with classes the rest depends on the label.
         """
-        if self.class_embedding is not None:
-            raise ValueError("a network with classes has no fixed embedding; pass the time itself.")
         nowhere = self.conv_in.weight.new_empty(1)
-        time_act = F.silu(self._embed(nowhere, torch.full((1,), float(timestep), device=nowhere.device), None))
+        embedding = self._embed(nowhere, torch.full((1,), float(timestep), device=nowhere.device), None)
+        if self.class_embedding is not None:
+            return FixedTime(embedding=embedding)
+        time_act = F.silu(embedding)
         blocks = (module for module in self.modules() if isinstance(module, ResnetBlock))
         return FixedTime((block, block.time_emb_proj(time_act)) for block in blocks)
 
-    def _embed(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor | None) -> Tensor:
+    def _embed(self, x: Tensor, timestep: Tensor | float | FixedTime, class_labels: Tensor | None) -> Tensor:
         """The sum of the time's and the class's embedding, (B, time_embed_dim)."""
-        embedding = self.time_embedding(self._project("timestep", _timesteps(timestep, x), x.dtype))
+        if isinstance(timestep, FixedTime):
+            embedding = timestep.embedding
+        else:
+            embedding = self.time_embedding(self._project("timestep", _timesteps(timestep, x), x.dtype))
         if class_labels is None:
             return embedding
         if self.config.class_embed_type == "timestep":
