@@ -10,15 +10,6 @@ namespace {
 /// Whether a head's elements lie side by side in the order of states.
 bool is_plain(int heads, const Layout& layout) { return heads == 1 || !layout.channels_last; }
 
-/// Whether a result is written past the caches, which spares reading its memory first. It must be larger than what they
-/// hold, or whoever reads it next pays for that.
-bool streams(const Sink& sink, const Layout& layout) {
-  constexpr int64_t kLarge = int64_t{16} << 20;
-  const int64_t size = layout.dtype == DType::float64 ? 8 : 4;
-  return is_plain(sink.heads, layout) && sink.dtype == layout.dtype &&
-         layout.samples * layout.elements * sink.heads * size > kLarge;
-}
-
 int64_t plain_offset(int heads, int head, const Layout& layout, const Block& block) {
   return (block.sample * heads + head) * layout.elements + block.first;
 }
@@ -71,7 +62,7 @@ const T* read(const Source& source, int head, const Layout& layout, const Block&
 template <class T>
 T* destination(const Sink& sink, int head, const Layout& layout, const Block& block, T* buffer) {
   auto* values = static_cast<T*>(sink.data);
-  const bool direct = is_plain(sink.heads, layout) && sink.dtype == layout.dtype && !streams(sink, layout);
+  const bool direct = is_plain(sink.heads, layout) && sink.dtype == layout.dtype;
   return direct ? values + plain_offset(sink.heads, head, layout, block) : buffer;
 }
 
@@ -94,7 +85,6 @@ void commit(const Sink& sink, const Layout& layout, const Block& block, T* const
     if constexpr (std::is_same_v<T, float>) {
       if (half) loops().float_to_bfloat16(halves + offset, written[head], block.size);
     }
-    if (!half && streams(sink, layout)) loops().stream(values + offset, written[head], block.size * sizeof(T));
   }
 }
 

@@ -64,7 +64,6 @@ void for_each_block(const Layout& layout, int threads, Coefficients&& coefficien
         body(current, Block{sample, first, std::min(length, layout.elements - first), index}, scratch);
       }
     }
-    fence_streams();
   });
 }
 

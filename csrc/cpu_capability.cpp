@@ -54,12 +54,6 @@ void choose_loops(const char* wish) {
       "PROGDISTILL_CPU_CAPABILITY is " + std::string(wish) + "; this build and machine have: " + supported);
 }
 
-void fence_streams() {
-#if defined(__x86_64__)
-  __builtin_ia32_sfence();
-#endif
-}
-
 const Loops& loops() { return *chosen.loops; }
 const char* cpu_capability() { return chosen.name; }
 

@@ -3,10 +3,6 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "arithmetic.h"
 #include "bfloat16.h"
 #include "interleave.h"
@@ -177,28 +173,6 @@ void join(float* pixels, const float* first, const float* second, int64_t channe
   }
 }
 
-void stream(void* to, const void* from, int64_t bytes) {
-  auto* dst = static_cast<char*>(to);
-  const auto* src = static_cast<const char*>(from);
-#if defined(__x86_64__)
-  const int64_t head = (64 - static_cast<int64_t>(reinterpret_cast<uintptr_t>(dst) % 64)) % 64;
-  if (bytes > head) {
-    memcpy(dst, src, head);
-    for (dst += head, src += head, bytes -= head; bytes >= 64; dst += 64, src += 64, bytes -= 64) {
-#if defined(__AVX512F__)
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(dst), _mm512_loadu_si512(src));
-#else
-      for (int part = 0; part < 64; part += 16) {
-        const __m128i value = _mm_loadu_si128(reinterpret_cast<const __m128i*>(src + part));
-        _mm_stream_si128(reinterpret_cast<__m128i*>(dst + part), value);
-      }
-#endif
-    }
-  }
-#endif
-  memcpy(dst, src, bytes);
-}
-
 void bfloat16_to_float(float* dst, const uint16_t* src, int64_t n) {
   for (int64_t i = 0; i < n; ++i) dst[i] = float_of_bfloat16(src[i]);
 }
@@ -238,7 +212,6 @@ const Loops table = {
      sum_of_squares<double>},
     bfloat16_to_float,
     float_to_bfloat16,
-    stream,
     normal,
 };
 

@@ -64,8 +64,6 @@ struct Loops {
   TypedLoops<double> f64;
   void (*bfloat16_to_float)(float* dst, const uint16_t* src, int64_t n);
   void (*float_to_bfloat16)(uint16_t* dst, const float* src, int64_t n);
-  /// Copies past the caches: for memory that nobody reads soon. The caller must fence (fence_streams).
-  void (*stream)(void* to, const void* from, int64_t bytes);
   /// Four normals for each of `blocks` consecutive Philox counters.
   void (*normal)(float* dst, uint64_t seed, uint32_t first_block, uint32_t stream, uint64_t step, int64_t blocks);
 };
@@ -73,9 +71,6 @@ struct Loops {
 /// Chooses the loops for the widest instruction set that processor and operating system support, or those of the given
 /// name: "avx512", "avx2" or "baseline". Throws std::invalid_argument if they are not to be had.
 void choose_loops(const char* wish);
-
-/// Makes what `stream` has written visible to other threads.
-void fence_streams();
 
 /// The chosen loops and their name.
 const Loops& loops();

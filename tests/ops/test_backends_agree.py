@@ -378,23 +378,6 @@ def test_samples_of_several_blocks_sum_up_to_the_same_bits_every_time(backend, s
 
 
 @pytest.mark.skipif(native._C is None, reason=f"the extension was not built: {native.import_error}")
-@pytest.mark.parametrize("offset", [0, 1])
-def test_results_larger_than_the_caches(offset):
-    """They are written past the caches, in memory that need not begin at a cache line, and have the same bits."""
-    room = torch.randn(5_000_000 + offset, generator=torch.Generator().manual_seed(0))
-    large, phis = room[offset:].reshape(2, 2_500_000), angles(2, 2)
-    small = large[:, :1_000_003].contiguous()
-
-    def results(z):
-        yield ops.diffuse(z, z, phis[0], backend="cpu")
-        yield ops.ddim_step(z, z, *phis[:2], clip=1.0, backend="cpu")
-        yield ops.distillation_loss_and_grad(z, z, [z, z], phis, grad_scale=z.shape[1], backend="cpu")[1]
-
-    for whole, part in zip(results(large), results(small), strict=True):
-        assert torch.equal(whole[:, :1_000_003], part)
-
-
-@pytest.mark.skipif(native._C is None, reason=f"the extension was not built: {native.import_error}")
 def test_two_interleaved_heads_of_too_many_channels():
     (z,), outs = images(1, (1, 1025, 2, 2)), images(2, (1, 1025, 2, 2), "sample_epsilon", seed=1)
     z, *outs = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (z, *outs))
