@@ -36,7 +36,7 @@ def describe(device: str) -> dict[str, Any]:
         "logical_cores": os.cpu_count(),
         "system": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "progdistill": str(Path(progdistill.__file__).parent),
+        "progdistill": _measured_package(),
         "extension": native._C.build_info() if native._C is not None else f"missing: {native.import_error}",
         **commit(),
     }
@@ -66,6 +66,12 @@ def gpu_state() -> dict[str, Any]:
     if len(values) != len(fields):
         return {}
     return {"driver": values[0], "gpu_state": dict(zip(GPU_STATE, values[1:], strict=True))}
+
+
+def _measured_package() -> str:
+    # Records are published, so no folder of a machine is in them.
+    folder = Path(progdistill.__file__).resolve().parent
+    return str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else "an installed copy"
 
 
 def commit() -> dict[str, Any]:
