@@ -83,7 +83,14 @@ def test_classes_latents_and_denoisers_of_ones_own():
     model, labels = student(num_class_embeds=4), torch.tensor([3, 0, 1])
     latents = torch.randn(3, 1, 8, 8)
     expected = generate(model, 2, seeds=torch.arange(3), latents=latents, class_labels=labels)
-    torch.testing.assert_close(Sampler(model, 2, dtype=F32).generate(latents, labels), expected, rtol=0, atol=1e-6)
+    sampler = Sampler(model, 2, dtype=F32)
+    torch.testing.assert_close(sampler.generate(latents, labels), expected, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        model.network.time_embedding.linear_2.weight.mul_(3.0)
+    sampler.refresh()
+    changed = generate(model, 2, seeds=torch.arange(3), latents=latents, class_labels=labels)
+    assert (changed - expected).abs().max() > 1e-3
+    torch.testing.assert_close(sampler.generate(latents, labels), changed, rtol=0, atol=1e-6)
     own = MixtureDenoiser([-0.7, 0.4], [0.15, 0.3], sample_shape=(1, 4, 4))
     expected = generate(own, 8, seeds=torch.arange(3))
     torch.testing.assert_close(Sampler(own, 8).generate(torch.arange(3)), expected, rtol=0, atol=1e-6)

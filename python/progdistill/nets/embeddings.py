@@ -55,6 +55,13 @@ class FixedTime(dict):
         super().__init__(by_block)
         self.embedding = embedding
 
+    def copy_(self, other: FixedTime) -> None:
+        """Takes over another one's values, for a captured graph that goes on reading these tensors."""
+        for block, value in other.items():
+            self[block].copy_(value)
+        if other.embedding is not None:
+            self.embedding.copy_(other.embedding)
+
 
 class TimestepEmbedding(nn.Module):
     """Two linear layers with a SiLU between: (B, in_features) -> (B, features)."""

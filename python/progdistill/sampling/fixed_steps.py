@@ -39,6 +39,7 @@ class FixedSteps:
         self._own = model.raw if type(model).raw is not Denoiser.raw else None  # a denoiser of the user's own
         self._source = model.network
         self.network = _twin(model.network, dtype, self.device)
+        self._channels_last = self.network is not self._source and self.device.type == "cuda"  # as its weights are
         self._fixed = self._fixed_times()
 
     @torch.no_grad()
@@ -48,12 +49,11 @@ class FixedSteps:
             for mine, theirs in zip(_tensors(self.network), _tensors(self._source), strict=True):
                 mine.copy_(theirs)
         for mine, theirs in zip(self._fixed, self._fixed_times(), strict=True):
-            for block, value in theirs.items():
-                mine[block].copy_(value)
+            mine.copy_(theirs)
 
     def _fixed_times(self) -> list[FixedTime]:
-        # Only networks of ours without classes; others are told the time at every call.
-        if self._own is not None or not isinstance(self.network, UNet) or self.num_classes is not None:
+        # Other networks than ours are told the time at every call.
+        if self._own is not None or not isinstance(self.network, UNet):
             return []
         return [self.network.fixed_time(time) for time in self._times.tolist()]
 
@@ -84,7 +84,7 @@ class FixedSteps:
         if self._own is not None:
             return self._own(z, phi, None if labels is None else Condition(labels))
         given = z.to(self.dtype)
-        if given.dim() == 4 and self.device.type == "cuda":
+        if self._channels_last and given.dim() == 4:
             given = given.contiguous(memory_format=torch.channels_last)
         return self.network(given, time) if self.num_classes is None else self.network(given, time, labels)
 

@@ -39,8 +39,13 @@ def _unit(x: Tensor) -> Tensor:
     return (x / 2 + 0.5).clamp(0, 1)  # as diffusers does
 
 
+def rounded(images: Tensor) -> Tensor:
+    """Bytes (B, ..., C) of images (B, C, ...) in [0, 1], those of the "pil" images."""
+    return (images.float() * 255).round().to(torch.uint8).movedim(1, -1).contiguous()
+
+
 def _bytes(x: Tensor) -> Tensor:
-    return (_unit(x).float() * 255).round().to(torch.uint8).movedim(1, -1).contiguous()
+    return rounded(_unit(x))
 
 
 # What samples can be turned into where they are made, and which of it each output type is made of.

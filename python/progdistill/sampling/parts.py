@@ -10,6 +10,7 @@ from torch import Tensor
 
 from progdistill.core import Denoiser
 from progdistill.sampling.arguments import student_for
+from progdistill.sampling.images import rounded
 from progdistill.sampling.sample import sample
 
 
@@ -55,7 +56,7 @@ class Pixels:
     def __init__(self, images: Tensor, seeds: Tensor) -> None:
         self._seeds = seeds
         self._finite = _sent(images.isfinite().flatten(1).all(dim=1))
-        self._bytes = _sent((images * 255).round_().to(torch.uint8).movedim(1, -1).contiguous())
+        self._bytes = _sent(rounded(images))
         self._copied: torch.cuda.Event | None = None
         if images.is_cuda:
             self._copied = torch.cuda.Event()

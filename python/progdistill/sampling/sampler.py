@@ -43,7 +43,7 @@ class Sampler:
         steps: network calls an image.
         batch_sizes: what graphs are made for, when first needed or by `warmup`.
         dtype: what the network computes in; default bfloat16 for our own networks on a GPU or a CPU that has it (AVX512
-            BF16, AMX: 1.4 to 1.8 times faster there), float32 for others and elsewhere. States are float32.
+            BF16, AMX: up to 1.8 times faster there), float32 for others and elsewhere. States are float32.
         clip: None, or the bound of |x| at each step; the last image is clamped anyway.
         cuda_graph: "auto" (if the model is on a GPU and can be captured; says why where it cannot), "require" (else an
             error) or False.
