@@ -120,16 +120,13 @@ void fill(Table& table, int i, const Parameter& parameter) {
 }  // namespace
 
 int adamw_ema(const std::vector<Parameter>& parameters, DType dtype, const AdamW& adamw, const Queue& queue) {
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != cudaSuccess) return guard.error();
-  auto* const stream = static_cast<cudaStream_t>(queue.stream);
   auto* const kernel = dtype == DType::float64 ? adamw_ema_kernel<double> : adamw_ema_kernel<float>;
   Table table;
   static_assert(sizeof(table) + sizeof(adamw) <= kParameterBytes);
   return for_each_table(
       table, parameters, [](const Parameter& parameter) { return parameter.grad.count; },
       [&](int i, const Parameter& parameter) { fill(table, i, parameter); },
-      [&](int64_t chunks) { return launch(kernel, chunks, kThreads, stream, table, adamw); });
+      [&](int64_t chunks) { return launch(kernel, chunks, kThreads, queue, table, adamw); });
 }
 
 }  // namespace progdistill::cuda

@@ -55,14 +55,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>) ddim_step_ke
 int ddim_step(
     const Layout& layout, const Sink& next, const Source& z, const Source& out, const double* phi,
     const double* phi_next, Prediction prediction, std::optional<double> clip, const Queue& queue) {
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != cudaSuccess) return guard.error();
   const Clip bound{clip.has_value(), clip.value_or(0.0)};
   return for_state_type_and_width(layout, takes_vectors(layout, next, z, out), [&](auto zero, auto width) {
     const int64_t chunks = chunks_per_sample(layout.elements);
     return launch(
         ddim_step_kernel<decltype(zero), width()>, layout.samples * chunks, kThreads,
-        static_cast<cudaStream_t>(queue.stream), plane(next, 0, layout), plane(z, 0, layout), plane(out, 0, layout),
+        queue, plane(next, 0, layout), plane(z, 0, layout), plane(out, 0, layout),
         plane(out, out.heads - 1, layout), phi, phi_next, prediction, bound, layout.elements, chunks);
   });
 }

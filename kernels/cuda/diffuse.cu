@@ -27,13 +27,11 @@ __global__ void __launch_bounds__(kThreads) diffuse_kernel(
 
 int diffuse(
     const Layout& layout, const Sink& z, const Source& x, const Source& noise, const double* phi, const Queue& queue) {
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != cudaSuccess) return guard.error();
   return for_state_type_and_width(layout, takes_vectors(layout, z, x, noise), [&](auto zero, auto width) {
     const int64_t chunks = chunks_per_sample(layout.elements);
     return launch(
         diffuse_kernel<decltype(zero), width()>, layout.samples * chunks, kThreads,
-        static_cast<cudaStream_t>(queue.stream), plane(z, 0, layout), plane(x, 0, layout), plane(noise, 0, layout), phi,
+        queue, plane(z, 0, layout), plane(x, 0, layout), plane(noise, 0, layout), phi,
         layout.elements, chunks);
   });
 }

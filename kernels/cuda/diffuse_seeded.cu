@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) diffuse_seeded_kernel(
 template <class T>
 cudaError_t launch_for(
     const Layout& layout, T* z, const T* x, const int64_t* seeds, const int64_t* step, uint32_t stream,
-    const double* phi, cudaStream_t queue) {
+    const double* phi, const Queue& queue) {
   const bool aligned = reinterpret_cast<uintptr_t>(z) % 16 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
   const bool vectors = aligned && layout.elements % 4 == 0 && !layout.channels_last;
   const Order order{layout.channels > 0 ? layout.elements / layout.channels : 0,
@@ -71,13 +71,11 @@ cudaError_t launch_for(
 int diffuse_seeded(
     const Layout& layout, const Sink& z, const Source& x, const int64_t* seeds, const int64_t* step, uint32_t stream,
     const double* phi, const Queue& queue) {
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != cudaSuccess) return guard.error();
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     return launch_for<T>(
         layout, static_cast<T*>(z.data), static_cast<const T*>(x.data), seeds, step, stream, phi,
-        static_cast<cudaStream_t>(queue.stream));
+        queue);
   };
   return layout.dtype == DType::float64 ? run(double{}) : run(float{});
 }

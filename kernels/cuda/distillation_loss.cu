@@ -26,18 +26,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>) distillation
 int distillation_loss(
     const Layout& layout, void* loss, double* partials, const std::optional<Sink>& grad, const Source& pred,
     const Source& z, const Teacher& teacher, const Objective& objective, const Queue& queue) {
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != cudaSuccess) return guard.error();
   const bool vectors = takes_vectors(layout, pred, z, grad ? *grad : Sink{}) && takes_vectors(layout, teacher);
   const LossPlanes where = planes(layout, loss, partials, grad, pred, teacher.phis, objective);
   return for_state_type_and_width(layout, vectors, [&](auto zero, auto width) {
     using T = decltype(zero);
-    const auto stream = static_cast<cudaStream_t>(queue.stream);
     const auto kernel =
         teacher.clip ? distillation_loss_kernel<true, T, width()> : distillation_loss_kernel<false, T, width()>;
     const cudaError_t error =
-        launch(kernel, layout.samples * where.chunks, kThreads, stream, where, planes(z, teacher, layout));
-    return error != cudaSuccess ? error : launch_mean<T>(where, layout.samples, stream);
+        launch(kernel, layout.samples * where.chunks, kThreads, queue, where, planes(z, teacher, layout));
+    return error != cudaSuccess ? error : launch_mean<T>(where, layout.samples, queue);
   });
 }
 

@@ -21,8 +21,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>) distillation
 int distillation_target(
     const Layout& layout, const Sink& target, const Source& z, const Teacher& teacher, Prediction target_type,
     const Queue& queue) {
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != cudaSuccess) return guard.error();
   // A two-headed target is x beside eps, one launch each.
   const bool both = target_type == Prediction::sample_epsilon;
   const Quantity quantities[] = {both ? Quantity::x : domain(target_type), Quantity::eps};
@@ -35,7 +33,7 @@ int distillation_target(
     cudaError_t error = cudaSuccess;
     for (int head = 0; head < target.heads && error == cudaSuccess; ++head) {
       error = launch(
-          kernel, layout.samples * chunks, kThreads, static_cast<cudaStream_t>(queue.stream),
+          kernel, layout.samples * chunks, kThreads, queue,
           plane(target, head, layout), planes(z, teacher, layout), quantities[head], layout.elements, chunks);
     }
     return error;

@@ -85,9 +85,6 @@ int64_t gradient_norm_partials(const std::vector<Gradient>& grads) {
 
 int gradient_norm(
     void* norm, DType dtype, double* partials, const std::vector<Gradient>& grads, const Queue& queue) {
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != cudaSuccess) return guard.error();
-  auto* const stream = static_cast<cudaStream_t>(queue.stream);
   Table table;
   static_assert(sizeof(table) + sizeof(partials) <= kParameterBytes);
   int64_t done = 0;
@@ -99,14 +96,14 @@ int gradient_norm(
         table.aligned[i] = is_aligned(grad.data);
       },
       [&](int64_t chunks) {
-        const cudaError_t failed = launch(sum_of_squares_kernel, chunks, kThreads, stream, partials + done, table);
+        const cudaError_t failed = launch(sum_of_squares_kernel, chunks, kThreads, queue, partials + done, table);
         done += chunks;
         return failed;
       });
   if (error != cudaSuccess) return error;
   return dtype == DType::float64
-             ? launch(root_of_sum_kernel<double>, 1, kThreads, stream, static_cast<double*>(norm), partials, done)
-             : launch(root_of_sum_kernel<float>, 1, kThreads, stream, static_cast<float*>(norm), partials, done);
+             ? launch(root_of_sum_kernel<double>, 1, kThreads, queue, static_cast<double*>(norm), partials, done)
+             : launch(root_of_sum_kernel<float>, 1, kThreads, queue, static_cast<float*>(norm), partials, done);
 }
 
 }  // namespace progdistill::cuda

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "queue.h"
+
 namespace progdistill::cuda {
 
 /// Makes a device current for the length of a launch.
@@ -27,16 +29,18 @@ class DeviceGuard {
   cudaError_t error_;
 };
 
-/// Starts a kernel in one dimension. No blocks, no launch.
+/// Starts a kernel in one dimension on the queue's device and stream. No blocks, no launch.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(
-    void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream, const Arguments&... arguments) {
+    void (*kernel)(Parameters...), int64_t blocks, int threads, const Queue& queue, const Arguments&... arguments) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const DeviceGuard guard(queue.device);
+  if (guard.error() != cudaSuccess) return guard.error();
   cudaLaunchConfig_t config{};
   config.gridDim.x = static_cast<unsigned>(blocks);
   config.blockDim.x = static_cast<unsigned>(threads);
-  config.stream = stream;
+  config.stream = static_cast<cudaStream_t>(queue.stream);
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 

@@ -29,13 +29,11 @@ __global__ void __launch_bounds__(kThreads) normal_kernel(
 int normal(
     float* out, const int64_t* seeds, int64_t samples, int64_t count, const int64_t* step, uint32_t stream,
     const Queue& queue) {
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != cudaSuccess) return guard.error();
   const bool vectors = count % 4 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
   const int64_t per_sample = (count + 4 * kThreads - 1) / (4 * kThreads);
   return launch(
       vectors ? normal_kernel<true> : normal_kernel<false>, samples * per_sample, kThreads,
-      static_cast<cudaStream_t>(queue.stream), out, seeds, step, stream, count, per_sample);
+      queue, out, seeds, step, stream, count, per_sample);
 }
 
 }  // namespace progdistill::cuda

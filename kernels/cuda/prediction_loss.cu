@@ -50,17 +50,14 @@ int prediction_loss(
     const Layout& layout, void* loss, double* partials, const std::optional<Sink>& grad, const Source& pred,
     const Source& z, const Source& target, const double* phi, Prediction target_type, const Objective& objective,
     const Queue& queue) {
-  const DeviceGuard guard(queue.device);
-  if (guard.error() != cudaSuccess) return guard.error();
   const bool vectors = takes_vectors(layout, pred, z, target, grad ? *grad : Sink{});
   const LossPlanes where = planes(layout, loss, partials, grad, pred, phi, objective);
   return for_state_type_and_width(layout, vectors, [&](auto zero, auto width) {
     using T = decltype(zero);
-    const auto stream = static_cast<cudaStream_t>(queue.stream);
     const cudaError_t error = launch(
-        prediction_loss_kernel<T, width()>, layout.samples * where.chunks, kThreads, stream, where,
+        prediction_loss_kernel<T, width()>, layout.samples * where.chunks, kThreads, queue, where,
         planes(z, target, target_type, layout));
-    return error != cudaSuccess ? error : launch_mean<T>(where, layout.samples, stream);
+    return error != cudaSuccess ? error : launch_mean<T>(where, layout.samples, queue);
   });
 }
 

@@ -117,10 +117,10 @@ __global__ void mean_kernel(T* __restrict__ loss, const double* __restrict__ par
 
 /// Adds up what a loss kernel has left in `partials`, if anything.
 template <class T>
-cudaError_t launch_mean(const LossPlanes& loss, int64_t samples, cudaStream_t stream) {
+cudaError_t launch_mean(const LossPlanes& loss, int64_t samples, const Queue& queue) {
   if (loss.partials == nullptr) return cudaSuccess;
   return launch(
-      mean_kernel<T>, samples, 32, stream, static_cast<T*>(loss.loss), loss.partials, loss.chunks, loss.elements);
+      mean_kernel<T>, samples, 32, queue, static_cast<T*>(loss.loss), loss.partials, loss.chunks, loss.elements);
 }
 
 }  // namespace progdistill::cuda

@@ -12,16 +12,11 @@
 #include "adamw.h"
 #include "images.h"
 #include "objective.h"
+#include "queue.h"
 #include "parameters.h"
 #include "teacher.h"
 
 namespace progdistill::cuda {
-
-/// Where to launch.
-struct Queue {
-  int device;
-  void* stream;  // a cudaStream_t
-};
 
 /// Elements of a sample that one block of threads works on.
 constexpr int64_t kChunk = 4096;
