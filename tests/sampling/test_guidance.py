@@ -60,10 +60,8 @@ def test_a_guided_teacher_draws_what_the_formula_says(prediction_type):
 
 def test_scale_1_is_no_guidance():
     model = guidable()
-    plain, guided = (
-        sample(model, 2, seed=[1, 2], class_labels=1, output_type="pt", **given)
-        for given in ({}, {"guidance_scale": 1})
-    )
+    given = {"seed": [1, 2], "class_labels": 1, "output_type": "pt"}
+    plain, guided = sample(model, 2, **given), sample(model, 2, guidance_scale=1, **given)
     torch.testing.assert_close(guided, plain, rtol=0, atol=1e-6)
     assert not torch.equal(sample(model, 2, class_labels=1, guidance_scale=3, output_type="pt"), plain[:1])
 
