@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from analytic import MixtureDenoiser
+from progdistill import sample
 from progdistill.core import CosineSchedule, EDMSchedule
 from progdistill.sampling import ddim as fused_ddim
 from progdistill.sampling.solvers import (
     SOLVERS,
     Thresholding,
+    chosen_solver,
     make_grid,
     network_calls,
     solve,
@@ -267,3 +269,18 @@ def test_same_images_as_diffusers_schedulers(class_name, options, stages):
     sigmas = scheduler.sigmas.double()
     got = solve(MIXTURE, noise(), stages(torch.atan(sigmas).tolist()))
     torch.testing.assert_close(got, theirs(scheduler, sigmas, noise(), "x").double(), rtol=0, atol=2e-5)
+
+
+def test_sampling_with_a_solver():
+    """`sample` follows the stages from the seeds' noise, whatever the batches."""
+    latents = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    given = {"solver": "dpmpp_2m", "grid": "logsnr", "latents": latents, "output_type": "pt"}
+    options = {"quantity": "eps", "sigma_min": 0.01, "analytic_first_step": True}
+    got = sample(MIXTURE, 6, solver_options=options, max_batch_size=2, **given)
+    phis = make_grid(MIXTURE.schedule, 6, "logsnr", sigma_min=0.01)
+    stages = with_analytic_first_step(dpm_solver_multistep(phis.tolist(), 2, quantity="eps"))
+    torch.testing.assert_close(2 * got - 1, solve(MIXTURE, latents, stages).clamp(-1, 1), rtol=0, atol=1e-6)
+    assert chosen_solver(MIXTURE, "dpmpp_2m", 6, "logsnr", **options).network_calls == 5
+    student = MIXTURE.with_network(MIXTURE.network, valid_steps=(6,))
+    with pytest.raises(ValueError, match="distilled for DDIM in \\(6,\\) steps"):
+        sample(student, 6, **given)
