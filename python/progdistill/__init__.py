@@ -18,6 +18,7 @@ _EXPORTS = {
     "distill": "progdistill.training",
     "export_onnx": "progdistill.sampling",
     "export_program": "progdistill.sampling",
+    "fit_solver": "progdistill.sampling.solvers",
     "load": "progdistill.interop",
     "sample": "progdistill.sampling",
     "save": "progdistill.interop",
@@ -47,6 +48,7 @@ __all__ = [
     "evaluation",
     "export_onnx",
     "export_program",
+    "fit_solver",
     "interop",
     "load",
     "metrics",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from progdistill.core import Denoiser
     from progdistill.interop import load, save
     from progdistill.sampling import Sampler, export_onnx, export_program, sample
+    from progdistill.sampling.solvers import fit_solver
     from progdistill.training import distill, train
 
 
