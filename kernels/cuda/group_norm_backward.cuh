@@ -42,9 +42,9 @@ __device__ inline float through_silu(float dy, float v, bool silu) {
 
 /// Adds up rows x channels numbers to the first row.
 __device__ inline float sum_of_rows(const float* values, int channels, int channel, int rows) {
-  float sum = 0.0f;
+  double sum = 0.0;
   for (int row = 0; row < rows; ++row) sum += values[row * channels + channel];
-  return sum;
+  return static_cast<float>(sum);
 }
 
 /// body(g, u + offset, u's number in the loop, pixel) for this thread's pixels of a column.
@@ -120,19 +120,19 @@ __global__ void __launch_bounds__(kThreads, 3) group_norm_sums_kernel(
   __syncthreads();
   float* const group_sums = sums.of_groups + blockIdx.x * int64_t{2} * size.groups;
   for_each(size.groups, [&](int group) {
-    float g = 0.0f, gh = 0.0f;
+    double g = 0.0, gh = 0.0;
     for (int channel = group * of_group; channel < (group + 1) * of_group; ++channel) {
       g += of_g[channel];
       gh += of_gh[channel];
     }
-    group_sums[group] = g;
-    group_sums[size.groups + group] = gh;
+    group_sums[group] = static_cast<float>(g);
+    group_sums[size.groups + group] = static_cast<float>(gh);
   });
 }
 
 /// Adds up the chunks of one sample: number i of each chunk's `stride`.
-__device__ inline float sum_of_chunks(const float* from, int64_t chunks, int64_t stride, int i) {
-  float sum = 0.0f;
+__device__ inline double sum_of_chunks(const float* from, int64_t chunks, int64_t stride, int i) {
+  double sum = 0.0;
 #pragma unroll 8
   for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += from[chunk * stride + i];
   return sum;
@@ -145,8 +145,8 @@ __device__ inline void write_sample_sums(
   const int channels = size.all_channels();
   const float* const parts = sums.of_channels + sample * chunks.count * 2 * channels;
   for_each(channels, [&](int channel) {
-    const float g = sum_of_chunks(parts, chunks.count, 2 * channels, channel);
-    const float gh = sum_of_chunks(parts, chunks.count, 2 * channels, channels + channel);
+    const auto g = static_cast<float>(sum_of_chunks(parts, chunks.count, 2 * channels, channel));
+    const auto gh = static_cast<float>(sum_of_chunks(parts, chunks.count, 2 * channels, channels + channel));
     const float factor = one_plus_scale(tensors, sample, channel);
     sums.of_samples[(2 * sample) * channels + channel] = factor * g;
     sums.of_samples[(2 * sample + 1) * channels + channel] = factor * gh;
@@ -169,10 +169,12 @@ __global__ void __launch_bounds__(kThreads, 2) group_norm_gradient_kernel(
   float* const m1 = dynamic_shared();  // times rstd
   float* const m2 = m1 + size.groups;  // times rstd squared
   const float* const parts = sums.of_groups + chunk.sample * chunks.count * 2 * size.groups;
-  const float count = static_cast<float>(size.pixels * of_group);
   for_each(size.groups, [&](int group) {
-    m1[group] = sum_of_chunks(parts, chunks.count, 2 * size.groups, group) / count * rstd[group];
-    m2[group] = sum_of_chunks(parts, chunks.count, 2 * size.groups, size.groups + group) / count * rstd[group] * rstd[group];
+    const double factor = rstd[group] / static_cast<double>(size.pixels * of_group);
+    const double g = sum_of_chunks(parts, chunks.count, 2 * size.groups, group);
+    const double gh = sum_of_chunks(parts, chunks.count, 2 * size.groups, size.groups + group);
+    m1[group] = static_cast<float>(factor * g);
+    m2[group] = static_cast<float>(factor * rstd[group] * gh);
   });
   if (chunk.index == 0) write_sample_sums(size, tensors, chunks, sums, chunk.sample);
   __syncthreads();
@@ -196,7 +198,9 @@ __global__ void __launch_bounds__(kThreads, 2) group_norm_gradient_kernel(
         [&](const float(&g)[Width], const float(&centred)[Width], int64_t pixel) {
           float du[Width];
 #pragma unroll
-          for (int i = 0; i < Width; ++i) du[i] = fused(g[i], affine.gain[i], -fused(centred[i], slope[i], constant[i]));
+          for (int i = 0; i < Width; ++i) {
+            du[i] = fused(g[i], affine.gain[i], -fused(centred[i], slope[i], constant[i]));
+          }
           if (dsum) {
             Packed<Element, Width> passed;
             passed.load(dsum.at(pixel));
@@ -252,9 +256,9 @@ __global__ void __launch_bounds__(kThreads) group_norm_last_sums_kernel(
   const int64_t i = (blockIdx.x - first_blocks) * kThreads + threadIdx.x;
   if (i >= size.samples * size.channels) return;
   const int64_t sample = i / size.channels;
-  tensors.dshift[i] = sum_of_chunks(
+  tensors.dshift[i] = static_cast<float>(sum_of_chunks(
       sums.of_du + sample * chunks.count * size.channels, chunks.count, size.channels,
-      static_cast<int>(i % size.channels));
+      static_cast<int>(i % size.channels)));
 }
 
 }  // namespace progdistill::cuda

@@ -10,19 +10,19 @@ namespace progdistill::cuda {
 
 /// Mean and sum of squared deviations of a set of numbers, from such of its parts. `first` is a part's mean.
 struct Merged {
-  float first, count = 0.0f, sum = 0.0f, square = 0.0f;
+  double first, count = 0.0, sum = 0.0, square = 0.0;
 
-  __device__ explicit Merged(float first) : first(first) {}
-  __device__ void add(float count_of_part, float mean, float deviations) {
-    const float away = mean - first;
+  __device__ explicit Merged(double first) : first(first) {}
+  __device__ void add(double count_of_part, double mean, double deviations) {
+    const double away = mean - first;
     count += count_of_part;
     sum = fused(count_of_part, away, sum);
     square += fused(count_of_part * away, away, deviations);
   }
-  __device__ float mean() const { return first + sum / count; }
-  __device__ float deviations() const {
-    const float left = square - sum * (sum / count);
-    return left > 0.0f ? left : 0.0f;
+  __device__ double mean() const { return first + sum / count; }
+  __device__ double deviations() const {
+    const double left = square - sum * (sum / count);
+    return left > 0.0 ? left : 0.0;
   }
 };
 
@@ -165,7 +165,7 @@ __device__ inline void merge_chunks(
       merged.add(static_cast<float>(chunks.pixels_of(chunk, size) * of_group), part[0], part[size.groups]);
     }
     mean[group] = merged.mean();
-    rstd[group] = 1.0f / square_root(merged.deviations() / merged.count + eps);
+    rstd[group] = static_cast<float>(1.0 / square_root(merged.deviations() / merged.count + eps));
   });
 }
 
