@@ -157,7 +157,12 @@ def place_whole(blocks, width_units, group, UNIT: tl.constexpr, CHANNELS: tl.con
     """(sample, channels, behind the last of them, groups) of this program."""
     first = tl.program_id(0) % blocks * (width_units * UNIT)
     c = first + tl.arange(0, CHANNELS)
-    return (tl.program_id(0) // blocks).to(tl.int64), c, first + width_units * UNIT, first // group + tl.arange(0, GROUPS)
+    return (
+        (tl.program_id(0) // blocks).to(tl.int64),
+        c,
+        first + width_units * UNIT,
+        first // group + tl.arange(0, GROUPS),
+    )
 
 
 @triton.jit

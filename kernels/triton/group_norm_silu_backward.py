@@ -339,9 +339,7 @@ def _store_sources(gradients, du, sample, p, c, inside, pixels, x_channels, skip
 
 
 @triton.jit
-def _store_channels(
-    sums, dscale_shift, affine, scale_shift_stride, sample, c, exists, channels, plain, weighted
-):
+def _store_channels(sums, dscale_shift, affine, scale_shift_stride, sample, c, exists, channels, plain, weighted):
     # A sample's part of dbias and dweight, and its dscale_shift.
     row = 2 * sample * channels + c
     if dscale_shift is not None:
