@@ -111,10 +111,13 @@ class Whole(NamedTuple):
     constants: dict
 
 
-def whole_groups(size: Extent, groups: int, most: int, per_warp: int) -> Whole | None:
-    """How programs of at most `most` elements do whole groups, or None if they cannot."""
+def whole_groups(size: Extent, groups: int, most: int, wide: int, per_warp: int) -> Whole | None:
+    """How programs of at most `most` elements do whole groups, or None if they cannot.
+
+    Several groups of a program have `wide` channels or fewer.
+    """
     group, pixels = size.channels // groups, triton.next_power_of_2(size.pixels)
-    count = max(1, min(_WIDE, most // pixels) // group)
+    count = max(1, min(wide, most // pixels) // group)
     aligned = _VECTOR // math.gcd(_VECTOR, group)
     count = min(count - count % aligned if count > aligned else count, groups)
     wide = triton.next_power_of_2(count * group)

@@ -34,8 +34,8 @@ from progdistill.ops.triton_kernels.group_norm_silu_backward import backward
 
 __all__ = ["backward", "forward"]
 
-_WHOLE = 16384  # elements that a program holds
-_PER_WARP = 2048
+# A program's elements and channels if it does whole groups, and elements for a warp.
+_WHOLE = (16384, 64, 2048)
 _MERGED = 2048  # partial results that are merged at a time
 
 
@@ -70,7 +70,7 @@ def forward(
     sources, affine = Sources(x, skip, shift, residual, sum), Affine(weight, bias, scale_shift)
     strides = row_stride(shift), row_stride(scale_shift)
     with on_device(x):
-        whole = whole_groups(size, groups, _WHOLE, _PER_WARP)
+        whole = whole_groups(size, groups, *_WHOLE)
         if whole is not None:
             arguments = (y, mean, rstd, sources, affine, *strides, groups, eps, *whole.arguments)
             _whole[whole.grid](*arguments, SILU=silu, **whole.constants)

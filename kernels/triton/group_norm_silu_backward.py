@@ -34,8 +34,8 @@ from progdistill.ops.triton_kernels.channel_tiles import (
 )
 from progdistill.ops.triton_kernels.elements import on_device
 
-_WHOLE = 16384  # elements that a program holds, of each tensor
-_PER_WARP = 1024
+# A program's elements of each tensor and its channels if it does whole groups, and elements for a warp.
+_WHOLE = (16384, 32, 1024)
 _ROWS = 32  # rows that are summed at a time
 _COLUMNS = 32
 _MERGED = 2048  # partial sums that are merged at a time
@@ -78,7 +78,7 @@ def backward(
     images = (*images, row_stride(shift), row_stride(scale_shift), mean, rstd, groups)
     with on_device(u):
         sums = mean.new_empty(size.samples, 2, size.channels)
-        whole = whole_groups(size, groups, _WHOLE, _PER_WARP)
+        whole = whole_groups(size, groups, *_WHOLE)
         if whole is not None:
             arguments = (sums, dshift, dscale_shift, *images, *whole.arguments)
             _whole[whole.grid](*arguments, SILU=silu, **whole.constants)
