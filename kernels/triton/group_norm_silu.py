@@ -1,8 +1,8 @@
 """Group normalisation of channels_last images with what a residual block puts before and after it (Wu & He 2018).
 
-Variances are means of squared deviations from a mean that is already known, never differences of large numbers. Where
-a group does not fit into one program, each takes the mean and the squared deviations of its own pixels, and those of
-the group follow from them in a fixed order (Chan, Golub & LeVeque 1983).
+Deviations are taken from a mean that is already known; their own mean, which its rounding leaves, corrects it and the
+variance (Chan, Golub & LeVeque 1983, the corrected two-pass algorithm). Where a group does not fit into one program,
+each does so for its own pixels, channel by channel, and the group's mean and variance follow from those.
 """
 
 from __future__ import annotations
@@ -138,12 +138,15 @@ def _whole(
     count = (pixels * group).to(tl.float32)
     centre = sum_groups(tl.sum(tl.where(inside, u, 0.0), axis=0), c, g, group) / count
     u = tl.where(inside, u - spread_groups(centre, c, g, group)[None, :], 0.0)
-    spread = _reciprocal_root(sum_groups(tl.sum(u * u, axis=0), c, g, group) / count + eps)
+    rest = sum_groups(tl.sum(u, axis=0), c, g, group) / count
+    variance = sum_groups(tl.sum(u * u, axis=0), c, g, group) / count - rest * rest
+    spread = _reciprocal_root(variance + eps)
     own = (g < groups) & (g * group < end)
-    tl.store(mean + sample * groups + g, centre, mask=own)
+    tl.store(mean + sample * groups + g, centre + rest, mask=own)
     tl.store(rstd + sample * groups + g, spread, mask=own)
     gain, offset = load_affine(affine, scale_shift_stride, sample, c, exists, channels)
     gain *= spread_groups(spread, c, g, group)
+    offset -= gain * spread_groups(rest, c, g, group)
     _store_result(y, u, gain, offset, sample, p, c, inside, pixels, channels, SILU)
 
 
@@ -166,11 +169,13 @@ def _statistics(
     sample, chunk, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS)
     inside = (p < pixels)[:, None] & (c < channels)[None, :]
     u = load_sources(sources, shift_stride, sample, p, c, inside, pixels, x_channels, skip_channels)
-    mean = tl.sum(tl.where(inside, u, 0.0), axis=0) / tl.minimum(pixels - chunk * PIXELS, PIXELS).to(tl.float32)
+    count = tl.minimum(pixels - chunk * PIXELS, PIXELS).to(tl.float32)
+    mean = tl.sum(tl.where(inside, u, 0.0), axis=0) / count
     u = tl.where(inside, u - mean[None, :], 0.0)
+    rest = tl.sum(u, axis=0)
     slots = partials + (sample * chunks + chunk) * 2 * channels + c
-    tl.store(slots, mean, mask=c < channels)
-    tl.store(slots + channels, tl.sum(u * u, axis=0), mask=c < channels)
+    tl.store(slots, mean + rest / count, mask=c < channels)
+    tl.store(slots + channels, tl.sum(u * u, axis=0) - rest * (rest / count), mask=c < channels)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -187,14 +192,16 @@ def _merge(
         part, inside, weight = _part(slots, first + k, n, channels, group, pixels, chunk_pixels, chunks)
         total += weight * tl.load(part, mask=inside, other=0.0)
     centre = tl.sum(tl.sum(total, axis=0), axis=0) / count
-    total = tl.zeros((ROWS, CHANNELS), tl.float32)
+    total, squares = tl.zeros((ROWS, CHANNELS), tl.float32), tl.zeros((ROWS, CHANNELS), tl.float32)
     for first in range(0, chunks, ROWS):
         part, inside, weight = _part(slots, first + k, n, channels, group, pixels, chunk_pixels, chunks)
-        away = tl.load(part, mask=inside, other=0.0) - centre
-        squares = tl.load(part + channels, mask=inside, other=0.0)
-        total += tl.where(inside, weight * away * away + squares, 0.0)
-    tl.store(mean + tl.program_id(0), centre)
-    tl.store(rstd + tl.program_id(0), _reciprocal_root(tl.sum(tl.sum(total, axis=0), axis=0) / count + eps))
+        away = tl.where(inside, tl.load(part, mask=inside, other=0.0) - centre, 0.0)
+        total += weight * away
+        squares += weight * away * away + tl.load(part + channels, mask=inside, other=0.0)
+    rest = tl.sum(tl.sum(total, axis=0), axis=0) / count
+    variance = tl.sum(tl.sum(squares, axis=0), axis=0) / count - rest * rest
+    tl.store(mean + tl.program_id(0), centre + rest)
+    tl.store(rstd + tl.program_id(0), _reciprocal_root(variance + eps))
 
 
 @triton.jit
