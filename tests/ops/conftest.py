@@ -9,12 +9,15 @@ import pytest
 import torch
 
 import cuda_on_cpu
+import triton_interpreter
 import triton_launches
 from progdistill.ops import backends
 
 # Triton's interpreter must be chosen before the kernels are imported: test_triton_interpreted.py starts a pytest of its
 # own for it, in which there is no other compiled backend.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED and backends.unavailable("triton") is None:
+    triton_interpreter.round_to_nearest()
 COMPILED = ["cpu", "cuda_on_cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton"))]
 # Every weighting of every prediction type, or cases chosen one by one, and quick.
 WHOLE = ("test_prediction_loss_in_float64", "test_against_the_formula")
