@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from progdistill.nets.layers import project
-from progdistill.nets.pending_sum import PendingSum, sums_wait
+from progdistill.nets.pending_sum import PendingSum
 
 
 class Attention(nn.Module):
@@ -44,8 +44,8 @@ class Attention(nn.Module):
             for layer in (self.to_q, self.to_k, self.to_v)
         )
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        to_out, waits = self.to_out[0], sums_wait(h.device)
-        h = project(to_out, h, bias=not waits).transpose(1, 2).unflatten(2, height_width)
+        to_out = self.to_out[0]
+        h = project(to_out, h, bias=not x.waits).transpose(1, 2).unflatten(2, height_width)
         # x first: the sum takes the memory format of its first term.
-        total = PendingSum(x.formed(), to_out.bias if waits else None, residual=h)
+        total = PendingSum(x.formed(), to_out.bias if x.waits else None, h, waits=x.waits)
         return total.divided(self.output_scale_factor)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.embeddings import FixedTime
 from progdistill.nets.layers import convolve, pointwise, project
-from progdistill.nets.pending_sum import PendingSum, sums_wait
+from progdistill.nets.pending_sum import PendingSum
 
 Resample = Literal["up", "down"]
 
@@ -61,17 +61,18 @@ class ResnetBlock(nn.Module):
         ``x``: (B, C, H, W). ``time_act``: (B, time_embed_dim), the embedding after SiLU, which all blocks
         share; or a `FixedTime`. ``skip``: (B, C', H, W), appended to the channels of ``x``; C + C' = in_channels.
         """
-        if skip is not None and not self._keeps_apart(skip):
-            x, skip = PendingSum(torch.cat((x.formed(), skip), dim=1)), None
+        waits = x.waits
+        if skip is not None and not waits:
+            x, skip = PendingSum(torch.cat((x.formed(), skip), dim=1), waits=False), None
         h = x.normalised(self.norm1, skip=skip)
         x = x.formed()
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         time = time_act[self] if isinstance(time_act, FixedTime) else self.time_terms(time_act)
-        h = self._convolved_and_timed(h, time)
+        h = self._timed(h, time, waits)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        return self._added(h, x, skip).divided(self.output_scale_factor)
+        return self._added(h, x, skip, waits).divided(self.output_scale_factor)
 
     def time_terms(self, time_act: Tensor) -> Tensor:
         """What the second norm takes of a time: the shift before it (B, out_channels), in which the bias of the first
@@ -79,20 +80,16 @@ class ResnetBlock(nn.Module):
         time = project(self.time_emb_proj, time_act)
         return time if self.scale_shift else time + self.conv1.bias
 
-    def _keeps_apart(self, skip: Tensor) -> bool:
-        """Whether nobody needs the two inputs in one tensor: a norm and a shortcut that read both."""
-        return self.conv_shortcut is not None and sums_wait(skip.device)
-
-    def _convolved_and_timed(self, h: Tensor, time: Tensor) -> Tensor:
+    def _timed(self, h: Tensor, time: Tensor, waits: bool) -> Tensor:
+        """The first convolution and the second norm, to which the time belongs."""
         if not self.scale_shift:
-            return PendingSum(convolve(self.conv1, h, bias=False), shift=time).normalised(self.norm2)
-        waits = sums_wait(h.device)
+            h = convolve(self.conv1, h, bias=False)
+            return PendingSum(h, time, waits=waits).normalised(self.norm2)
         h = convolve(self.conv1, h, bias=not waits)
-        return PendingSum(h, self.conv1.bias if waits else None).normalised(self.norm2, scale_shift=time)
+        return PendingSum(h, self.conv1.bias if waits else None, waits=waits).normalised(self.norm2, scale_shift=time)
 
-    def _added(self, h: Tensor, x: Tensor, skip: Tensor | None) -> PendingSum:
-        """The branch's last convolution plus the shortcut."""
-        waits = sums_wait(h.device)
+    def _added(self, h: Tensor, x: Tensor, skip: Tensor | None, waits: bool) -> PendingSum:
+        """The last convolution of the branch, and the shortcut."""
         shift = self.conv2.bias if waits else None
         if self.conv_shortcut is not None and waits:
             x = pointwise(self.conv_shortcut.weight, *((x,) if skip is None else (x, skip)))
@@ -100,7 +97,7 @@ class ResnetBlock(nn.Module):
         elif self.conv_shortcut is not None:
             x = convolve(self.conv_shortcut, x)
         # x first: the sum takes the memory format of its first term.
-        return PendingSum(x, shift, residual=convolve(self.conv2, h, bias=not waits))
+        return PendingSum(x, shift, convolve(self.conv2, h, bias=not waits), waits=waits)
 
 
 class ConvDownsample(nn.Module):
@@ -113,8 +110,9 @@ class ConvDownsample(nn.Module):
 
     def forward(self, x: PendingSum, time_act: Tensor) -> PendingSum:
         """(B, C, H, W) -> (B, C, H/2, W/2); the time is not used."""
-        x = x.formed()
-        return PendingSum(convolve(self.conv, x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1))))
+        h = x.formed()
+        h = convolve(self.conv, h if self.conv.padding[0] else F.pad(h, (0, 1, 0, 1)))
+        return PendingSum(h, waits=x.waits)
 
 
 class ConvUpsample(nn.Module):
@@ -126,4 +124,4 @@ class ConvUpsample(nn.Module):
 
     def forward(self, x: PendingSum, time_act: Tensor) -> PendingSum:
         """(B, C, H, W) -> (B, C, 2H, 2W); the time is not used."""
-        return PendingSum(convolve(self.conv, upsample(x.formed())))
+        return PendingSum(convolve(self.conv, upsample(x.formed())), waits=x.waits)

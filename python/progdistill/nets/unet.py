@@ -11,7 +11,7 @@ from progdistill.nets.blocks import DownBlock, MidBlock, UpBlock
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.embeddings import FixedTime, SinusoidalEmbedding, TimestepEmbedding
 from progdistill.nets.layers import convolve
-from progdistill.nets.pending_sum import PendingSum
+from progdistill.nets.pending_sum import PendingSum, sums_wait
 from progdistill.nets.resnet import ResnetBlock
 
 
@@ -87,7 +87,8 @@ class UNet(nn.Module):
         fixed = isinstance(timestep, FixedTime) and class_labels is None
         time_act = timestep if fixed else F.silu(self._embed(x, timestep, class_labels))
 
-        x = PendingSum(convolve(self.conv_in, x))
+        x = convolve(self.conv_in, x)
+        x = PendingSum(x, waits=sums_wait(x))
         skips = [x]
         for block in self.down_blocks:
             x = block(x, time_act, skips)
