@@ -185,7 +185,9 @@ def test_a_fresh_network_returns_zeros_and_identity_branches():
     assert not net(sample(), TIMES).any()
     features = torch.randn(2, 8, 4, 4)
     block = net.down_blocks[0].resnets[0]
-    assert torch.equal(block(PendingSum(features, waits=False), torch.randn(2, CONFIG.time_embed_dim)).formed(), features)
+    assert torch.equal(
+        block(PendingSum(features, waits=False), torch.randn(2, CONFIG.time_embed_dim)).formed(), features
+    )
     attention = net.mid_block.attentions[0]
     features = torch.randn(2, 16, 4, 4)
     assert torch.equal(attention(PendingSum(features, waits=False)).formed(), features)

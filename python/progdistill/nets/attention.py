@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from progdistill.nets.layers import project
 from progdistill.nets.pending_sum import PendingSum

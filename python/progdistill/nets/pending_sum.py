@@ -42,9 +42,7 @@ class PendingSum:
         waits: whether the norm forms it (`sums_wait`), and is given biases and skips to add.
     """
 
-    def __init__(
-        self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None, *, waits: bool
-    ) -> None:
+    def __init__(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None, *, waits: bool) -> None:
         self._x, self._shift, self._residual = x, shift, residual
         self.waits = waits
 
