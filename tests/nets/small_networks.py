@@ -101,3 +101,13 @@ def inputs(config: UNetConfig, timesteps: torch.Tensor) -> tuple[torch.Tensor, .
     elif config.class_embed_type == "timestep" or config.num_class_embeds is not None:
         labels = torch.tensor([4, 0, 2])
     return sample, timesteps, labels
+
+
+def gradients(net: UNet, given: tuple) -> dict[str, torch.Tensor]:
+    """Those of a random linear form in the output, for the sample and all parameters, and the output itself."""
+    sample = given[0].detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    output = net(sample, *given[1:])
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(output.dtype)
+    wanted = {"sample": sample, **dict(net.named_parameters())}
+    grads = torch.autograd.grad((output * weights).sum(), list(wanted.values()))
+    return {"output": output.detach(), **dict(zip(wanted, grads, strict=True))}
