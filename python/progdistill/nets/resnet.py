@@ -96,7 +96,6 @@ class ResnetBlock(nn.Module):
             shift = shift + self.conv_shortcut.bias
         elif self.conv_shortcut is not None:
             x = convolve(self.conv_shortcut, x)
-        # x first: the sum takes the memory format of its first term.
         return PendingSum(x, shift, convolve(self.conv2, h, bias=not waits), waits=waits)
 
 
