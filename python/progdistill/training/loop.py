@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from progdistill.core import Denoiser
@@ -146,11 +146,9 @@ class _RoundInProgress:
                     result = self.round.objective(self.student, batch, 1.0 / config.train_batch_size)
                 result.pred.backward(result.grad)
             state.running.add(state.update, result.loss.detach(), result.phi)
-        grad_norm = nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm or math.inf)
         state.optimizer.step()
         state.update += 1
-        state.ema.update(state.network, state.update)
-        return grad_norm
+        return state.optimizer.grad_norm
 
     def log(self, loss: LossSummary, grad_norm: Tensor, rate: float) -> str:
         """Writes a line; returns what the progress bar says."""

@@ -12,33 +12,26 @@ from torch import Tensor, nn
 from progdistill.core.processes import process_count
 from progdistill.training.checkpoint import Checkpoint
 from progdistill.training.config import LoopConfig
-from progdistill.training.ema import ExponentialMovingAverage
 from progdistill.training.optimizer import make_optimizer, moments, restore_moments
 from progdistill.training.running_loss import RunningLoss
 
 
 class RoundState:
-    """The student's network, its optimizer and average, the losses since the last line, and the time taken."""
+    """The student's network, its optimizer with the average, the losses since the last line, and the time taken."""
 
     def __init__(self, network: nn.Module, config: LoopConfig, device: torch.device) -> None:
         self.network = network
-        self.optimizer = make_optimizer(network, config)
-        self.ema = ExponentialMovingAverage(network, config.ema_decay)
+        self.optimizer = make_optimizer(network, config, device)
         self.running = RunningLoss(config.logging_steps, device)
         self.update = 0
         self.seconds = 0.0
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters that are trained."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def checkpoint(self, round_index: int, metrics_position: int) -> Checkpoint:
         """Everything, for saving. With several processes each must call this: they add up their losses."""
         tensors = {
             "student": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": moments(self.optimizer, self.network),
+            "ema": self._averages(),
+            "optimizer": moments(self.optimizer, self.network, self.update),
             "running_loss": self.running.state(),
         }
         facts = {"metrics_position": metrics_position, "seconds": self.seconds, **_environment()}
@@ -47,7 +40,8 @@ class RoundState:
     def restore(self, checkpoint: Checkpoint, *, main_process: bool) -> None:
         """Puts everything back; the losses since the last line go to the first process."""
         self.network.load_state_dict(checkpoint.tensors["student"])
-        self.ema.load_state_dict(checkpoint.tensors["ema"])
+        trained = self.optimizer.ema_state_dict()
+        self.optimizer.load_ema_state_dict({name: checkpoint.tensors["ema"][name] for name in trained})
         restore_moments(self.optimizer, self.network, checkpoint.tensors["optimizer"], checkpoint.update)
         if main_process:
             self.running.load_state(checkpoint.tensors["running_loss"])
@@ -66,12 +60,17 @@ class RoundState:
     def averaged(self) -> nn.Module:
         """A copy of the network with the averaged weights, in evaluation mode."""
         network = copy_network(self.network)
-        self.ema.copy_to(network)
+        network.load_state_dict(self._averages(), strict=False)
         return network.eval()
 
     def raw_state_dict(self) -> dict[str, Tensor]:
         """A copy of the weights as they were last trained, on the CPU."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+
+    def _averages(self) -> dict[str, Tensor]:
+        """Of all parameters by name; those that are not trained are their own average."""
+        own = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        return {**own, **self.optimizer.ema_state_dict()}
 
 
 def copy_network(network: nn.Module) -> nn.Module:
