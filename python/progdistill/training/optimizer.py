@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,12 @@ def learning_rate(config: LoopConfig, update: int, total: int) -> float:
     return rate
 
 
-def make_optimizer(network: nn.Module, config: LoopConfig, device: torch.device) -> AdamWEma:
-    """AdamW with decoupled weight decay over all parameters, clipping and the average of the weights.
+def make_optimizer(
+    network: nn.Module, config: LoopConfig, device: torch.device, twins: Mapping[nn.Parameter, Tensor]
+) -> AdamWEma:
+    """AdamW with decoupled weight decay over all parameters, clipping, and the average of the weights.
 
-    The learning rate is a tensor on the device, so that it can be changed without making anything anew.
+    Twins are as in `AdamWEma`. The learning rate is a tensor on the device, for a CUDA graph to read.
     """
     return AdamWEma(
         [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad],
@@ -36,6 +39,7 @@ def make_optimizer(network: nn.Module, config: LoopConfig, device: torch.device)
         weight_decay=config.adam_weight_decay,
         max_grad_norm=config.max_grad_norm or math.inf,
         ema_decay=config.ema_decay,
+        twins=twins,
     )
 
 
