@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from launches import counted_elsewhere, enter, launches
 from machine import describe, one_line
 from notes import first_line, note, note_line
 from options import add_contenders, check_contenders, parsed, parser_of, positive, writer
 from progdistill.core import Denoiser
-from progdistill.nets.presets import preset
-from progdistill.nets.unet import UNet
-from sampling_contenders import CHECK_SEED, NOISE, Call, Contender, Size, contenders, missing, stock_loop
+from random_model import random_model
+from sampling_contenders import CHECK_SEED, NOISE, Call, Contender, Size, contenders, stock_loop, taking_part
 from sampling_table import cell_lines, closing_lines, write_csv
 from start_up import Metered, prepare, release, start_up
 from textbook_unet import stock_network
@@ -52,34 +51,6 @@ class Settings(NamedTuple):
     with_compile: bool
     contenders: tuple[str, ...]
     count_launches: bool = False
-
-    def wants(self, name: str) -> bool:
-        return not self.contenders or any(part in name for part in self.contenders)
-
-
-def random_model(name: str, device: str) -> Denoiser:
-    """A denoiser with the named network, its weights random, those that start as zeros too: each must count."""
-    torch.manual_seed(0)
-    config = preset(name)
-    network = UNet(config).eval().requires_grad_(False)
-    for parameter in network.parameters():
-        if parameter.dim() > 1 and not parameter.any():
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    shape = (config.in_channels, config.sample_size, config.sample_size)
-    return Denoiser(network, sample_shape=shape).to(device).eval()
-
-
-def taking_part(settings: Settings) -> tuple[dict[str, Contender], dict[str, str]]:
-    """The contenders that were asked for and can run, and why the others do not."""
-    chosen, left_out = {}, {}
-    for name, contender in contenders(settings.device).items():
-        if settings.wants(name):
-            reason = missing(contender, settings.device, settings.with_compile)
-            if reason is None:
-                chosen[name] = contender
-            else:
-                left_out[name] = reason
-    return chosen, left_out
 
 
 class Truth(NamedTuple):
@@ -201,7 +172,8 @@ def run(
     """Measures and prints; `save` gets all that there is after every batch size and number of steps."""
     about = describe(settings.device)
     stock, stock_name = stock_network(model.network)
-    chosen, left_out = taking_part(settings)
+    everyone = contenders(settings.device)
+    chosen, left_out = taking_part(everyone, settings.device, settings.with_compile, settings.contenders)
     print(f"{one_line(about)}\n{network}; the others' network: {stock_name}")
     print("\n".join(f"left out: {name} ({reason})" for name, reason in left_out.items()), flush=True)
     found: dict[str, Any] = {"machine": about, "settings": settings._asdict(), "network": network}
