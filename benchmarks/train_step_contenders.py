@@ -46,8 +46,8 @@ def contenders(device: str, caches: Any) -> dict[str, Contender]:
     return {
         "progdistill": Contender(lambda task, steps, _: OwnUpdate(task), low, _nothing, ours=True),
         "eager": Contender(lambda task, steps, _: StockUpdate(task, low), low, _nothing),
-        "torch.compile": Contender(_as_it_is, low, nchw, ("compile",)),
-        "torch.compile in a CUDA graph": Contender(_in_a_graph, low, nchw, ("compile", "gpu")),
+        "torch.compile, NCHW": Contender(_as_it_is, low, nchw, ("compile",)),
+        "torch.compile in a CUDA graph, NCHW": Contender(_in_a_graph, low, nchw, ("compile", "gpu")),
         "torch.compile in a CUDA graph, channels_last": Contender(_in_a_graph, low, nhwc, ("compile", "gpu")),
     }
 

@@ -72,9 +72,9 @@ def test_quick_on_the_cpu(tmp_path, capsys):
         assert record["memory_bytes"] is None and record["start_up_seconds"] > 0 and record["dtype"] == "float32"
         assert len(record["curve"]["loss"]) == 3 and set(record["by_class"]["seconds"]) == set(CLASSES)
         assert record["by_class"]["seconds"]["arithmetic"] > 0
-    assert "--quick" in found["left_out"]["torch.compile"]
+    assert "--quick" in found["left_out"]["torch.compile, NCHW"]
     printed = capsys.readouterr().out
-    assert "left out: torch.compile in a CUDA graph (needs a GPU)" in printed
+    assert "left out: torch.compile in a CUDA graph, NCHW (needs a GPU)" in printed
     for said in ("digits8, batch 4, 16 -> 8 steps", "TFLOP/s", "layout copies and casts", "losses of 3 updates"):
         assert said in printed
     assert found["summary"][-1] in printed
