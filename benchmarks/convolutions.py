@@ -2,7 +2,7 @@
 
     python benchmarks/convolutions.py --device cuda --network ddpm-cifar10-32 --batch-size 128 --output convolutions.json
 
-Each shape of a forward pass (products.py) is timed forward, for its input's gradient and for its weight's, without
+Each shape of a forward pass is timed forward, for the gradient of its input and for that of its weight, without
 bias, in channels_last and in NCHW order: PyTorch's calls, cuDNN choosing its algorithms by trial. What is between them
 in a network costs nothing here, nor does changing the layout, except where cuDNN does that itself. An update is three
 forward passes, two of them the teacher's, and one backward. On a GPU a figure is that of replays of a CUDA graph in
