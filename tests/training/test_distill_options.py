@@ -45,7 +45,7 @@ def data(count=16):
 def batch(count=64):
     generator = torch.Generator().manual_seed(3)
     x = torch.rand(count, *SHAPE, generator=generator) * 2 - 1
-    return Batch(x, torch.arange(count), 5, 5, None)
+    return Batch(x, torch.arange(count), 5, None)
 
 
 def state_of(batch, phi):

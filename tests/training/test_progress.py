@@ -11,7 +11,7 @@ from torch import nn
 
 from progdistill.cli.main import main
 from progdistill.core import Denoiser
-from progdistill.training import distill, train
+from progdistill.training import adamw_ema, distill, train
 from progdistill.training import run_report as run_report_module
 from progdistill.training import trackers as trackers_module
 from progdistill.training.progress import Plan, RunProgress, duration
@@ -38,8 +38,8 @@ def listed(folder, capsys):
 def test_runs_are_listed_with_their_state(tmp_path, capsys, monkeypatch):
     both_runs(tmp_path / "good")
     with pytest.raises(FloatingPointError), monkeypatch.context() as patched:
-        patched.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
-        teacher_run(tmp_path / "bad")
+        patched.setattr(adamw_ema, "gradient_norm", lambda *_, **__: torch.tensor(float("nan")))
+        teacher_run(tmp_path / "bad", logging_steps=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model": 1}')  # not a run of ours
     runs = listed(tmp_path, capsys)
@@ -134,9 +134,9 @@ def test_trackers_are_closed_when_a_run_fails(tmp_path, monkeypatch):
     closed = []
     monkeypatch.setattr(trackers_module._TensorBoard, "close", lambda self: closed.append(self))
     calls = iter(range(1, 100))
-    original = torch.nn.utils.clip_grad_norm_
-    broken = lambda *a: original(*a) if next(calls) < 3 else torch.tensor(float("nan"))  # noqa: E731
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", broken)
+    original = adamw_ema.gradient_norm
+    broken = lambda *a, **k: original(*a, **k) if next(calls) < 3 else torch.tensor(float("nan"))  # noqa: E731
+    monkeypatch.setattr(adamw_ema, "gradient_norm", broken)
     with pytest.raises(FloatingPointError):
         teacher_run(tmp_path, report_to=("tensorboard",))
     assert len(closed) == 1

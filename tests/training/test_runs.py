@@ -1,5 +1,6 @@
 """Runs: resuming, settings, what is kept, and what is refused."""
 
+import copy
 import dataclasses
 import json
 
@@ -14,8 +15,10 @@ from progdistill.core import Denoiser
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.unet import UNet
 from progdistill.training import DistillConfig, TrainConfig, distill, train
+from progdistill.training.checkpoint import Checkpoint
 from progdistill.training.metrics_log import MetricsLog
-from progdistill.training.optimizer import learning_rate
+from progdistill.training.optimizer import _MOMENTS, learning_rate
+from progdistill.training.round_state import RoundState, copy_network
 
 NETWORK = UNetConfig(
     sample_size=8,
@@ -232,17 +235,60 @@ def test_learning_rate_is_the_paper_s():
     assert [learning_rate(config, u, 100) for u in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
 
 
-def test_ema_is_the_bias_corrected_average():
-    from progdistill.training.ema import ExponentialMovingAverage
-
-    network, decay = nn.Linear(1, 1, bias=False), 0.9
-    ema, values = ExponentialMovingAverage(network, decay), [3.0, -1.0, 4.0, 1.5]
-    for k, value in enumerate(values):
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_average_is_the_bias_corrected_one(decay):
+    """sum of (1 - d) d^(t-k) p_k over k <= t, divided by 1 - d^t; d = 0 is the last weight."""
+    network, values = nn.Linear(1, 1, bias=False), [3.0, -1.0, 4.0, 1.5]
+    config = TrainConfig(output_dir="", ema_decay=decay, learning_rate=0.0)
+    state = RoundState(network, config, torch.device("cpu"))
+    for value in values:
         nn.init.constant_(network.weight, value)
-        ema.update(network, k + 1)
+        network.weight.grad = torch.ones_like(network.weight)
+        state.optimizer.step()
     weight = [decay ** (len(values) - 1 - k) for k in range(len(values))]
     expected = sum(w * v for w, v in zip(weight, values, strict=True)) / sum(weight)
-    assert abs(float(ema.state_dict()["weight"]) - expected) < 1e-6
+    assert abs(state.averaged().weight.item() - expected) < (1e-6 if decay else 1e-30)
+
+
+def test_a_checkpoint_of_torch_s_optimizer_resumes():
+    """Checkpoints hold what `torch.optim.AdamW` and a plain average leave: by name, without counters."""
+    config = TrainConfig(output_dir="", learning_rate=1e-2, ema_decay=0.9, max_grad_norm=0.5)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+    network[1].bias.requires_grad_(False)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    reference = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0)
+    averages = {name: p.detach().clone() for name, p in network.named_parameters()}
+
+    def gradients(update, parameters):
+        generator = torch.Generator().manual_seed(update)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+    def plain_update(update):
+        gradients(update, trained.values())
+        nn.utils.clip_grad_norm_(trained.values(), 0.5)
+        reference.step()
+        for name, parameter in network.named_parameters():
+            averages[name].lerp_(parameter.detach(), (1 - 0.9) / (1 - 0.9**update))
+
+    for update in range(1, 4):
+        plain_update(update)
+    moments = {f"{m}.{name}": reference.state[p][m].clone() for name, p in trained.items() for m in _MOMENTS}
+    running = {key: torch.zeros(config.logging_steps, 10, dtype=torch.float64) for key in ("sums", "counts")}
+    tensors = {"student": copy.deepcopy(network.state_dict()), "ema": copy.deepcopy(averages), "optimizer": moments}
+    facts = {"metrics_position": 0, "seconds": 1.0, "torch": torch.__version__, "threads": 1, "processes": 1}
+    resumed = copy_network(network)
+    state = RoundState(resumed, config, torch.device("cpu"))
+    state.restore(Checkpoint(0, 3, {**tensors, "running_loss": running}, facts), main_process=True)
+    assert state.checkpoint(0, 0).tensors["optimizer"].keys() == moments.keys()
+    for update in (4, 5):
+        plain_update(update)
+        gradients(update, [p for p in resumed.parameters() if p.requires_grad])
+        state.optimizer.step()
+    for name, parameter in resumed.named_parameters():
+        torch.testing.assert_close(parameter, dict(network.named_parameters())[name], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(dict(state.averaged().named_parameters())[name].data, averages[name])
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,62 @@ from progdistill.training.config import LoopConfig
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A microbatch on the device."""
+    """A microbatch on the device, as an objective takes it."""
 
     x: Tensor
     """(B, C, H, W) float32 in [-1, 1]."""
     seeds: Tensor
     """(B,) int64, one for each sample: the key of everything random about it."""
+    update: int | Tensor
+    """The update's number; in the training loop a tensor of shape () on the device, int64."""
+    cond: Condition | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Microbatch:
+    """What the host decides of a microbatch."""
+
+    images: Tensor
+    """(B, C, H, W) uint8, on the device."""
+    labels: Tensor | None
+    """(B,) int64, on the device."""
+    seeds: Tensor
+    """(B,) int64, on the CPU."""
+    flip: Tensor | None
+    """(B,) bool, on the CPU: which images are mirrored."""
     update: int
     number: int
     """Counts microbatches through the round, over all processes: the key of the network's dropout."""
-    cond: Condition | None
+
+
+class BatchInputs:
+    """Memory on a device that one microbatch after the other is written to, and the batch that is made of it there.
+
+    `batch` reads nothing else, so a CUDA graph that holds it sees what has been written since. Writing waits neither
+    for the device nor for the host.
+    """
+
+    def __init__(self, like: Microbatch, device: torch.device, memory_format: torch.memory_format) -> None:
+        self._images = torch.empty_like(like.images, memory_format=memory_format)
+        self._labels = None if like.labels is None else torch.empty_like(like.labels)
+        self._seeds = torch.empty_like(like.seeds, device=device)
+        self._flip = None if like.flip is None else torch.empty_like(like.flip, device=device)
+        self._update = torch.zeros((), dtype=torch.int64, device=device)
+
+    def write(self, microbatch: Microbatch) -> None:
+        """Takes in a microbatch of the same shape."""
+        self._images.copy_(microbatch.images)
+        if self._labels is not None:
+            self._labels.copy_(microbatch.labels)
+        _send(microbatch.seeds, self._seeds)
+        if self._flip is not None:
+            _send(microbatch.flip, self._flip)
+        self._update.fill_(microbatch.update)
+
+    def batch(self) -> Batch:
+        """The batch of what was written last."""
+        cond = None if self._labels is None else Condition(self._labels)
+        return Batch(to_float(self._images, flip=self._flip), self._seeds, self._update, cond)
 
 
 class BatchSource:
@@ -50,7 +96,7 @@ class BatchSource:
         # A round's order is its own: its seed is drawn from (seed, round).
         self._order_seed = int(sample_seeds(config.seed, round_index, torch.tensor([-1])))
 
-    def microbatches(self, update: int) -> Iterator[Batch]:
+    def microbatches(self, update: int) -> Iterator[Microbatch]:
         """This process's part of the samples update * B ... of the round, whichever way they are split."""
         size, accumulated = self.config.train_batch_size, self.config.gradient_accumulation_steps
         parts = accumulated * process_count()
@@ -58,17 +104,19 @@ class BatchSource:
         own = range(process_rank() * accumulated, (process_rank() + 1) * accumulated)
         firsts = [update * size + part * count for part in own] + [(update + 1) * size + own[0] * count]
         for part, first, following in zip(own, firsts, firsts[1:], strict=False):
-            yield self._batch(update, update * parts + part, first, following, count)
+            yield self._microbatch(update, update * parts + part, first, following, count)
 
-    def _batch(self, update: int, number: int, first: int, following: int, count: int) -> Batch:
+    def _microbatch(self, update: int, number: int, first: int, following: int, count: int) -> Microbatch:
         # The following microbatch of this process is read while this one is in use.
         images, labels = self.images.batch(self._indices(first, count), following=self._indices(following, count))
         seeds = sample_seeds(self.config.seed, self.round_index, torch.arange(first, first + count))
-        flip = None
-        if self.config.random_flip:
-            flip = integers(seeds, update, Stream.FLIP, 2).bool().to(self.device)
-        cond = Condition(labels) if self.conditional else None
-        return Batch(to_float(images, flip=flip), seeds.to(self.device), update, number, cond)
+        flip = integers(seeds, update, Stream.FLIP, 2).bool() if self.config.random_flip else None
+        return Microbatch(images, labels if self.conditional else None, seeds, flip, update, number)
 
     def _indices(self, first: int, count: int) -> Tensor:
         return sample_indices(self._order_seed, first, count, len(self.dataset))
+
+
+def _send(host: Tensor, into: Tensor) -> None:
+    # From page-locked memory, which is kept until the copy is done, the host need not wait for it.
+    into.copy_(host.pin_memory() if into.is_cuda else host, non_blocking=True)

@@ -81,7 +81,12 @@ class LoopConfig(RunConfig):
     random_flip: bool = False
     """Mirror each image with probability 1/2."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """Precision of the networks; auto: bf16 on a GPU, float32 on the CPU. Losses and weights stay float32."""
+    """Precision of the networks; auto: float32 on the CPU; on a GPU bf16, but float32 (TF32 convolutions) in rounds
+    whose steps are too small for bf16. Losses, weights and their averages stay float32."""
+    compile: bool = False
+    """Compile the networks with torch.compile; worth it for networks of your own on a GPU."""
+    cuda_graph: Literal["auto", "require"] | bool = "auto"
+    """Updates as CUDA graphs: auto (on one GPU, where they can be captured), require (else an error) or no."""
     device: str | None = None
     """cpu or cuda; default: cuda if there is one."""
     seed: int = 0
@@ -124,6 +129,10 @@ class LoopConfig(RunConfig):
         self.report_to = tuple(self.report_to)
         if unknown := set(self.report_to) - set(TRACKERS):
             raise ValueError(f"report_to names {sorted(unknown)}; allowed: {', '.join(TRACKERS)}")
+        if self.mixed_precision not in ("auto", "no", "bf16"):
+            raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; use auto, no or bf16")
+        if self.cuda_graph not in ("auto", "require", True, False):
+            raise ValueError(f'cuda_graph is {self.cuda_graph!r}; use "auto", "require" or False')
         if self.lr_scheduler not in ("constant", "linear"):
             raise ValueError(f"unknown lr_scheduler {self.lr_scheduler!r}; use constant or linear")
 
@@ -279,6 +288,8 @@ def fingerprint(config: LoopConfig) -> dict[str, Any]:
         "checkpoints_total_limit",
         "checkpointing_steps",
         "device",
+        "compile",
+        "cuda_graph",
         "report_to",
     }
     if isinstance(config, DataConfig):  # these count where they are given: runs from before they existed resume

@@ -1,13 +1,10 @@
-"""Where a run computes, and how precisely its networks do."""
+"""Where a run computes."""
 
 from __future__ import annotations
-
-import contextlib
 
 import torch
 
 from progdistill.core.processes import process_count
-from progdistill.training.config import LoopConfig
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -24,9 +21,3 @@ def choose_device(name: str | None) -> torch.device:
     if device.type == "cuda" and process_count() > 1:
         return torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def precision(config: LoopConfig, device: torch.device) -> contextlib.AbstractContextManager:
-    """The networks' precision: bf16 where asked for (auto: on a GPU), else float32."""
-    low = config.mixed_precision == "bf16" or (config.mixed_precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16) if low else contextlib.nullcontext()

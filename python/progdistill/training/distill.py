@@ -20,10 +20,12 @@ from progdistill.ops import ddim_step, diffuse_seeded, distillation_loss_and_gra
 from progdistill.report import labelled_rows
 from progdistill.sampling.addim import addim_prediction
 from progdistill.training.batches import Batch, BatchSource
+from progdistill.training.compute_network import computing_teacher
 from progdistill.training.config import DistillConfig
 from progdistill.training.device import choose_device
 from progdistill.training.keep import is_kept, keep, recall, with_students
 from progdistill.training.loop import Loss, Round, RoundResult, run_round
+from progdistill.training.precision import round_precision
 from progdistill.training.progress import Plan
 from progdistill.training.round_state import copy_network
 from progdistill.training.run_folder import RunFolder
@@ -184,14 +186,17 @@ def _distill_round(
         return comparison.record()
 
     updates = config.updates_for(steps)
+    precision = round_precision(config, batches.device, steps)
+    constant = computing_teacher(teacher, precision, compiled=config.compile)
     round_ = Round(
         index=index,
         student=student,
-        objective=DistillationObjective(teacher, steps, config),
+        objective=DistillationObjective(constant, steps, config),
         updates=updates,
         label=label,
         dropout=False,
         on_validation=on_validation,
+        precision=precision,
     )
     result: RoundResult = run_round(round_, batches, config, run)
     comparison = on_main_process(lambda: on_validation(result.student, updates))
@@ -211,6 +216,7 @@ def _distill_round(
         "steps": steps,
         "updates": updates,
         "seconds": round(result.seconds, 3),
+        "precision": result.precision,
         "data": batches.dataset.name,
         "teacher": teacher.provenance,
         **comparison,

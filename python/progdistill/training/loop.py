@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -10,23 +11,23 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from progdistill.core import Denoiser
 from progdistill.core.processes import is_main_process, on_main_process
-from progdistill.core.random import Stream, integers
 from progdistill.training.batches import Batch, BatchSource
+from progdistill.training.compute_network import ComputeNetwork
 from progdistill.training.config import LoopConfig
-from progdistill.training.device import precision
-from progdistill.training.optimizer import learning_rate, set_learning_rate
+from progdistill.training.optimizer import learning_rate
+from progdistill.training.precision import dtype_name, round_precision
 from progdistill.training.progress import duration
-from progdistill.training.replicas import replicated, without_exchange
 from progdistill.training.round_state import RoundState
 from progdistill.training.run_folder import RunFolder
 from progdistill.training.run_report import renew_run_report
 from progdistill.training.running_loss import LossSummary
 from progdistill.training.stopping import RunInterrupted, StopRequest
+from progdistill.training.update import Updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +62,18 @@ class Round:
     dropout: bool
     on_validation: Callable[[Denoiser, int], Any]
     """Called with the averaged student and the number of updates, every `validation_steps`, in the first process."""
+    precision: torch.dtype | None = None
+    """What the student computes in; None: what the settings say where no steps are imitated (`round_precision`)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RoundResult:
-    """The averaged student, its raw weights, and how long the updates took."""
+    """The averaged student, its raw weights, how long the updates took, and what computed them ("bfloat16")."""
 
     student: Denoiser
     raw_state_dict: dict[str, Tensor]
     seconds: float
+    precision: str
 
 
 def run_round(round_: Round, batches: BatchSource, config: LoopConfig, run: RunFolder) -> RoundResult:
@@ -97,11 +101,13 @@ class _RoundInProgress:
         self.config = config
         self.run = run
         network = round_.student.network.train(round_.dropout)
-        self.state = RoundState(network, config, batches.device)
+        precision = round_.precision or round_precision(config, batches.device)
+        compute = ComputeNetwork(network, precision, batches.device, compiled=config.compile)
+        self.state = RoundState(network, config, batches.device, compute)
         checkpoint = run.resume_round(round_.index)
         if checkpoint is not None:
             self.state.restore(checkpoint, main_process=is_main_process())
-        self.student = round_.student.with_network(replicated(network, batches.device))
+        self.updates = Updates(round_.student, round_.objective, self.state, batches, config, dropout=round_.dropout)
         self.started = time.perf_counter() - self.state.seconds
         run.progress.update(round_.index, round_.label, self.state.update, None)
 
@@ -110,49 +116,30 @@ class _RoundInProgress:
         visible = config.progress and is_main_process()
         bar = tqdm(initial=state.update, total=round_.updates, desc=round_.label, disable=not visible, leave=False)
         generators = torch.random.fork_rng(devices=[self.batches.device] if self.batches.device.type == "cuda" else [])
-        with StopRequest() as stop, bar, generators:
+        with contextlib.closing(self.updates), StopRequest() as stop, bar, generators:
             while state.update < round_.updates:
                 if stop.pending():
                     self.stop()
                 rate = learning_rate(config, state.update, round_.updates)
-                grad_norm = self.one_update(rate)
+                self.updates(rate)
                 bar.update()
                 last = state.update == round_.updates
                 saving = state.update % config.checkpointing_steps == 0 and not last
                 logging = state.update % config.logging_steps == 0 or last
                 if saving or logging:
-                    loss = _checked_loss(round_, config, state, grad_norm)
+                    loss = _checked_loss(round_, config, state)
                 if logging:
-                    bar.set_postfix_str(self.log(loss, grad_norm, rate), refresh=False)
+                    bar.set_postfix_str(self.log(loss, rate), refresh=False)
                 if config.validation_steps and state.update % config.validation_steps == 0 and not last:
                     averaged = round_.student.with_network(state.averaged())
                     on_main_process(partial(round_.on_validation, averaged, state.update))
                 if saving:
                     self.save()
         state.seconds = time.perf_counter() - self.started
-        return RoundResult(round_.student.with_network(state.averaged()), state.raw_state_dict(), state.seconds)
+        averaged = round_.student.with_network(state.averaged())
+        return RoundResult(averaged, state.raw_state_dict(), state.seconds, dtype_name(state.compute.dtype))
 
-    def one_update(self, rate: float) -> Tensor:
-        """Returns the gradient's norm."""
-        state, config = self.state, self.config
-        set_learning_rate(state.optimizer, rate)
-        state.optimizer.zero_grad(set_to_none=True)
-        for part, batch in enumerate(self.batches.microbatches(state.update), start=1):
-            if self.round.dropout:
-                key = torch.tensor([config.seed]), batch.number
-                torch.manual_seed(int(integers(*key, Stream.DROPOUT, 2**31 - 1)))
-            with without_exchange(self.student.network, part < config.gradient_accumulation_steps):
-                with precision(config, self.batches.device):
-                    result = self.round.objective(self.student, batch, 1.0 / config.train_batch_size)
-                result.pred.backward(result.grad)
-            state.running.add(state.update, result.loss.detach(), result.phi)
-        grad_norm = nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm or math.inf)
-        state.optimizer.step()
-        state.update += 1
-        state.ema.update(state.network, state.update)
-        return grad_norm
-
-    def log(self, loss: LossSummary, grad_norm: Tensor, rate: float) -> str:
+    def log(self, loss: LossSummary, rate: float) -> str:
         """Writes a line; returns what the progress bar says."""
         round_, state = self.round, self.state
         state.seconds = time.perf_counter() - self.started
@@ -164,8 +151,9 @@ class _RoundInProgress:
                 "update": state.update,
                 "loss": loss.mean,
                 "loss_by_noise_level": loss.by_level,
-                "grad_norm": float(grad_norm),
+                "grad_norm": float(state.optimizer.grad_norm),
                 "learning_rate": rate,
+                "precision": dtype_name(state.compute.dtype),
                 "seconds": round(state.seconds, 3),
             }
         )
@@ -192,7 +180,7 @@ class _RoundInProgress:
         raise RunInterrupted(message)
 
 
-def _checked_loss(round_: Round, config: LoopConfig, state: RoundState, grad_norm: Tensor) -> LossSummary:
+def _checked_loss(round_: Round, config: LoopConfig, state: RoundState) -> LossSummary:
     """The losses since the last line; FloatingPointError if the weights can no longer be trusted."""
     loss = state.running.read()
     if loss.first_bad is not None:
@@ -201,8 +189,8 @@ def _checked_loss(round_: Round, config: LoopConfig, state: RoundState, grad_nor
             f"the loss is not finite in update {window + loss.first_bad + 1}, in tenths {loss.bad_levels} of the noise "
             "levels (0 = clean, 9 = noise)"
         )
-    elif not math.isfinite(float(grad_norm)):
-        what = f"the gradient's norm is {float(grad_norm)} in update {state.update}"
+    elif not math.isfinite(grad_norm := float(state.optimizer.grad_norm)):
+        what = f"the gradient's norm is {grad_norm} in update {state.update}"
     else:
         return loss
     raise FloatingPointError(

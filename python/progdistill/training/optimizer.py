@@ -1,10 +1,14 @@
-"""AdamW as the recipes use it, its learning rate as a pure function of the update, and its state by name."""
+"""The optimizer as the recipes use it, its learning rate as a pure function of the update, and its state by name."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from progdistill.training.adamw_ema import AdamWEma
 from progdistill.training.config import LoopConfig
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -20,38 +24,53 @@ def learning_rate(config: LoopConfig, update: int, total: int) -> float:
     return rate
 
 
-def make_optimizer(network: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW with decoupled weight decay over all parameters, in torch's fused implementation."""
-    return torch.optim.AdamW(
-        [p for p in network.parameters() if p.requires_grad],
-        lr=config.learning_rate,
+def make_optimizer(
+    network: nn.Module, config: LoopConfig, device: torch.device, twins: Mapping[nn.Parameter, Tensor]
+) -> AdamWEma:
+    """AdamW with decoupled weight decay over all parameters, clipping, and the average of the weights.
+
+    Twins are as in `AdamWEma`. The learning rate is a tensor on the device, for a CUDA graph to read.
+    """
+    return AdamWEma(
+        [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad],
+        lr=torch.tensor(config.learning_rate, dtype=torch.float64, device=device),
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
         weight_decay=config.adam_weight_decay,
-        fused=True,
+        max_grad_norm=config.max_grad_norm or math.inf,
+        ema_decay=config.ema_decay,
+        twins=twins,
     )
 
 
-def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+def set_learning_rate(optimizer: AdamWEma, rate: float) -> None:
     """Sets the rate of every group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"].fill_(rate)
 
 
-def moments(optimizer: torch.optim.AdamW, network: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors: `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`."""
-    return {
-        f"{moment}.{name}": optimizer.state[parameter][moment]
-        for name, parameter in network.named_parameters()
-        if parameter in optimizer.state
-        for moment in _MOMENTS
-    }
+def moments(optimizer: AdamWEma, network: nn.Module, updates: int) -> dict[str, Tensor]:
+    """The optimizer's state after `updates` updates: `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`.
+
+    And `step.<parameter>` for parameters that have taken part in fewer updates.
+    """
+    tensors: dict[str, Tensor] = {}
+    counts: dict[int, int] = {}  # by counter: parameters share them, and reading one waits for the device
+    for name, parameter in network.named_parameters():
+        state = optimizer.state.get(parameter)
+        if state:
+            tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
+            step = state["step"]
+            if id(step) not in counts:
+                counts[id(step)] = int(step)
+            if counts[id(step)] != updates:
+                tensors[f"step.{name}"] = step.clone()
+    return tensors
 
 
-def restore_moments(optimizer: torch.optim.AdamW, network: nn.Module, tensors: dict[str, Tensor], updates: int) -> None:
-    """Puts back what `moments` gave, after `updates` updates."""
+def restore_moments(optimizer: AdamWEma, network: nn.Module, tensors: dict[str, Tensor], updates: int) -> None:
+    """Puts back what `moments` gave."""
     for name, parameter in network.named_parameters():
         if f"exp_avg.{name}" in tensors:
             state = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS}
-            step = torch.tensor(float(updates), dtype=torch.float32, device=parameter.device)
-            optimizer.state[parameter] = {"step": step, **state}
+            optimizer.state[parameter] = {"step": float(tensors.get(f"step.{name}", updates)), **state}

@@ -9,22 +9,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from progdistill.core.processes import process_count
+from progdistill.training.compute_network import ComputeNetwork
+
+_Masters = dict[Tensor, nn.Parameter]
 
 
-def replicated(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network itself in a single process, else wrapped by DistributedDataParallel.
+def replicated(compute: ComputeNetwork, device: torch.device) -> nn.Module:
+    """The computing network itself in a single process, else wrapped by DistributedDataParallel.
 
     Gradients are summed, not averaged: every loss is already divided by the whole batch. So two processes get the bits
-    of one process that accumulates two microbatches.
+    of one process that accumulates two microbatches. The sums are float32: those of bfloat16 parameters become the
+    gradients of their masters.
     """
     if process_count() == 1:
-        return network
+        return compute.module
     wrapped = DistributedDataParallel(
-        network,
+        compute.module,
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
     )
-    wrapped.register_comm_hook(None, _sum)
+    wrapped.register_comm_hook({twin: master for master, twin in compute.twins.items()}, _sum)
     return wrapped
 
 
@@ -35,5 +39,25 @@ def without_exchange(network: nn.Module, wanted: bool) -> contextlib.AbstractCon
     return contextlib.nullcontext()
 
 
-def _sum(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
+def _sum(masters: _Masters, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    buffer = bucket.buffer()
+    total = buffer if buffer.dtype != torch.bfloat16 else _float32_gradients(masters, bucket)
+
+    def summed(done: torch.futures.Future[list[Tensor]]) -> Tensor:
+        done.value()  # raises what went wrong
+        return buffer
+
+    return dist.all_reduce(total, async_op=True).get_future().then(summed)
+
+
+def _float32_gradients(masters: _Masters, bucket: dist.GradBucket) -> Tensor:
+    """The bucket in float32, with what earlier microbatches left in the masters, which get their parts as gradients."""
+    buffer = bucket.buffer()
+    total = buffer.float()
+    for twin, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
+        master = masters[twin]
+        part = total.as_strided(grad.shape, grad.stride(), grad.storage_offset() - buffer.storage_offset())
+        if master.grad is not None:
+            part.add_(master.grad)
+        master.grad = part
+    return total

@@ -33,13 +33,16 @@ class RunningLoss:
         self._window = window
         self._sums = torch.zeros(window, NOISE_LEVELS, dtype=torch.float64, device=device)
         self._counts = torch.zeros_like(self._sums)
+        self._levels = torch.arange(NOISE_LEVELS, device=device).unsqueeze(1)
 
-    def add(self, update: int, loss: Tensor, phi: Tensor) -> None:
-        """Takes in losses (B,) at angles (B,) of an update."""
+    def add(self, update: int | Tensor, loss: Tensor, phi: Tensor) -> None:
+        """Takes in losses (B,) at angles (B,) of an update, whose number may be a tensor of shape () on the device."""
         level = (phi * (NOISE_LEVELS / (math.pi / 2))).long().clamp(max=NOISE_LEVELS - 1)
-        row = update % self._window
-        self._sums[row].index_add_(0, level, loss.double())
-        self._counts[row].index_add_(0, level, torch.ones_like(loss, dtype=torch.float64))
+        here = level == self._levels
+        row = torch.as_tensor(update % self._window, device=loss.device).reshape(1)
+        # Sums of a fixed order: adding samples by index would be done in any order on a GPU.
+        self._sums.index_add_(0, row, torch.where(here, loss.double(), 0.0).sum(1).unsqueeze(0))
+        self._counts.index_add_(0, row, here.double().sum(1).unsqueeze(0))
 
     def state(self) -> dict[str, Tensor]:
         """The sums so far over all processes; a checkpoint between two lines needs them."""

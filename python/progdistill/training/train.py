@@ -149,6 +149,7 @@ def train(
         "data_options": config.reading_options(),
         "updates": config.max_train_steps,
         "seconds": round(result.seconds, 3),
+        "precision": result.precision,
     }
     on_main_process(lambda: keep(teacher, run.model, result.raw_state_dict))
     run.finish()
