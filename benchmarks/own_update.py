@@ -3,53 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
-from torch import Tensor, nn
 
-from progdistill.training.device import precision
+from progdistill.core import Denoiser
+from progdistill.training.compute_network import ComputeNetwork, computing_teacher
 from progdistill.training.distill import DistillationObjective
-from progdistill.training.optimizer import learning_rate, set_learning_rate
+from progdistill.training.optimizer import learning_rate
+from progdistill.training.precision import round_precision
 from progdistill.training.round_state import RoundState, copy_network
+from progdistill.training.update import Updates
+from progdistill.training.update_graph import WARM_UP_UPDATES
 from update_task import UpdateTask
 
 
 class OwnUpdate:
-    """What the loop does between two lines of its log, with `mixed_precision` as in a run's settings."""
+    """What the training loop does between two lines of its log.
 
-    def __init__(self, task: UpdateTask, mixed_precision: str = "auto") -> None:
+    Args:
+        task: networks, images, batch size and steps.
+        settings: those of a run, `mixed_precision` and `cuda_graph` for instance.
+    """
+
+    def __init__(self, task: UpdateTask, **settings: object) -> None:
         self.task = task
-        self.config = dataclasses.replace(task.config, mixed_precision=mixed_precision)
+        self.config = dataclasses.replace(task.config, **settings)
+        self._updates: Updates | None = None
         self.reset()
 
     def reset(self) -> None:
         """Back to the first weights."""
-        network = copy_network(self.task.model.network).requires_grad_(True).train(False)
-        self.student = self.task.model.with_network(network, valid_steps=(self.task.steps,))
-        self.objective = DistillationObjective(self.task.model, self.task.steps, self.config)
-        self.batches = self.task.batches()
-        self.state = RoundState(network, self.config, self.task.device)
+        if self._updates is not None:
+            self._updates.close()
+        task, config = self.task, self.config
+        precision = round_precision(config, task.device, task.steps)
+        network = copy_network(task.model.network).requires_grad_(True).train(False)
+        compute = ComputeNetwork(network, precision, task.device, compiled=config.compile)
+        student = task.model.with_network(network, valid_steps=(task.steps,))
+        objective = DistillationObjective(computing_teacher(task.model, precision), task.steps, config)
+        self.state = RoundState(network, config, task.device, compute)
+        self._updates = Updates(student, objective, self.state, task.batches(), config, dropout=False)
 
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        """The next update; returns the mean loss and the gradient's norm, on the device."""
-        state, config = self.state, self.config
-        set_learning_rate(state.optimizer, learning_rate(config, state.update, config.updates_per_round))
-        state.optimizer.zero_grad(set_to_none=True)
-        (batch,) = self.batches.microbatches(state.update)
-        with precision(config, self.task.device):
-            result = self.objective(self.student, batch, 1.0 / config.train_batch_size)
-        result.pred.backward(result.grad)
-        state.running.add(state.update, result.loss.detach(), result.phi)
-        grad_norm = nn.utils.clip_grad_norm_(state.parameters, config.max_grad_norm or math.inf)
-        state.optimizer.step()
-        state.update += 1
-        state.ema.update(state.network, state.update)
-        return result.loss.detach().mean(), grad_norm
+    def warm_up(self) -> OwnUpdate:
+        """Does the updates that come before the first one in a graph."""
+        for _ in range(WARM_UP_UPDATES):
+            self()
+        return self
+
+    def __call__(self) -> None:
+        """The next update."""
+        self._updates(learning_rate(self.config, self.state.update, self.config.updates_per_round))
 
     def curve(self, updates: int) -> dict[str, list[float]]:
         """Losses and gradient norms of the first updates."""
         self.reset()
-        found = torch.stack([torch.stack(self()) for _ in range(updates)])
-        losses, norms = found.double().T.tolist()
+        losses, norms = [], []
+        for _ in range(updates):
+            self.state.running.clear()
+            self()
+            losses.append(self.state.running.read().mean)
+            norms.append(float(self.state.optimizer.grad_norm))
         return {"loss": losses, "grad_norm": norms}
+
+
+def bfloat16_model(model: Denoiser) -> Denoiser:
+    """The model as a teacher computes in a round in bfloat16."""
+    return computing_teacher(model, torch.bfloat16)

@@ -34,8 +34,8 @@ class Steps(NamedTuple):
 class StepError(NamedTuple):
     """How a precision changes what a student learns from.
 
-    All are ratios of norms over the batch, weighted as the loss is. "change" is v2 - v1, "signal" target - v1: a student
-    begins as its teacher in the same precision, so this is what it is told to learn.
+    Ratios of norms over the batch, weighted as the loss is. "change" is v2 - v1, "signal" target - v1: a student begins
+    as its teacher in the same precision, so this is what it is told to learn.
     """
 
     output: float

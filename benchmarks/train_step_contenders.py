@@ -41,15 +41,21 @@ class Contender(NamedTuple):
 def contenders(device: str, caches: Any) -> dict[str, Contender]:
     """All of them by name; `caches` is a folder for what torch.compile keeps."""
     low = torch.bfloat16 if device == "cuda" else torch.float32
+    mode = "require" if device == "cuda" else False
     nchw = partial(_compiled, dtype=low, channels_last=False, caches=caches)
     nhwc = partial(_compiled, dtype=low, channels_last=True, caches=caches)
     return {
-        "progdistill": Contender(lambda task, steps, _: OwnUpdate(task), low, _nothing, ours=True),
+        "progdistill": Contender(partial(_own, graph=mode), low, _nothing, ours=True),
+        "progdistill without a graph": Contender(partial(_own, graph=False), low, _nothing, ("gpu",), ours=True),
         "eager": Contender(lambda task, steps, _: StockUpdate(task, low), low, _nothing),
         "torch.compile, NCHW": Contender(_as_it_is, low, nchw, ("compile",)),
         "torch.compile in a CUDA graph, NCHW": Contender(_in_a_graph, low, nchw, ("compile", "gpu")),
         "torch.compile in a CUDA graph, channels_last": Contender(_in_a_graph, low, nhwc, ("compile", "gpu")),
     }
+
+
+def _own(task: UpdateTask, steps: int, prepared: None, graph: str | bool) -> OwnUpdate:
+    return OwnUpdate(task, cuda_graph=graph).warm_up()
 
 
 def _nothing(task: UpdateTask) -> None:

@@ -77,10 +77,9 @@ def closing_lines(found: dict[str, Any]) -> tuple[list[str], bool]:
     (cell,) = found["cells"]
     records = cell["records"]
     lines = [*heading(found), *map(record_line, records)]
-    own = next((record for record in records if record["ours"]), None)
-    others = [record for record in records if not record["ours"]]
-    if own and others:
-        fastest = min(others, key=lambda record: record["median"])
+    ours, others = ([record for record in records if record["ours"] == own] for own in (True, False))
+    if ours and others:
+        own, fastest = (min(some, key=lambda record: record["median"]) for some in (ours, others))
         ratio = fastest["median"] / own["median"]
         lines.append(f"the fastest other, {fastest['contender']}, takes {ratio:.2f} of {own['contender']}'s time")
     lines += ["", *class_lines(records), "", *curve_lines(records)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from progdistill.core import Denoiser
 from progdistill.core.random import Stream, integers
-from progdistill.data import ImageDataset
+from progdistill.data import ImageDataset, to_float
 from progdistill.data.arrays import array_dataset
 from progdistill.ops import normal
 from progdistill.training.batches import BatchSource
@@ -73,10 +73,11 @@ class UpdateTask:
 
     def draw(self, source: BatchSource, update: int) -> Draw:
         """The images, noise and times that progdistill's update number `update` draws."""
-        (batch,) = source.microbatches(update)
-        index = integers(batch.seeds, update, Stream.TIME, self.steps)
-        noise = normal(batch.seeds, update, Stream.NOISE, batch.x.shape[1:])
-        return Draw(batch.x, noise, index, batch.cond.class_labels if self.conditional else None)
+        (microbatch,) = source.microbatches(update)
+        seeds = microbatch.seeds.to(self.device)
+        index = integers(seeds, update, Stream.TIME, self.steps)
+        noise = normal(seeds, update, Stream.NOISE, microbatch.images.shape[1:])
+        return Draw(to_float(microbatch.images), noise, index, microbatch.labels)
 
 
 def _random_images(model: Denoiser) -> ImageDataset:
