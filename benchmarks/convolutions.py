@@ -1,6 +1,6 @@
 """The floor of a distillation update: every convolution, matrix product and attention of a network, timed alone.
 
-    python benchmarks/convolutions.py --device cuda --network ddpm-cifar10-32 --batch-size 128 --output convolutions.json
+    python benchmarks/convolutions.py --device cuda --network ddpm-cifar10-32 --batch-size 128 --output floor.json
 
 Each shape of a forward pass is timed forward, for the gradient of its input and for that of its weight, without
 bias, in channels_last and in NCHW order: PyTorch's calls, cuDNN choosing its algorithms by trial. What is between them

@@ -24,7 +24,7 @@ class Samples(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """At phis (3, B): the teacher's v (B, ...) before and after the half step, float64, and the target for a student."""
+    """At phis (3, B): the teacher's v (B, ...) before and after the half step, float64, and what a student learns."""
 
     first: Tensor
     second: Tensor
@@ -34,8 +34,9 @@ class Steps(NamedTuple):
 class StepError(NamedTuple):
     """How a precision changes what a student learns from.
 
-    Ratios of norms over the batch, weighted as the loss is. "change" is v2 - v1, "signal" target - v1: a student begins
-    as its teacher in the same precision, so this is what it is told to learn.
+    Ratios of norms over the batch, weighted as the loss is. "change" is v2 - v1, "signal" is target - v1, which is
+    x2 - x1 but for a factor of each sample's angles: a student begins as its teacher in the same precision, so this is
+    what it is told to learn.
     """
 
     output: float
