@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +31,7 @@ from kernel_cases import GRADIENT, Case, Contender
 from kernel_table import OURS, case_lines, closing_lines, heading, write_csv
 from machine import describe, free_bytes, one_line
 from notes import first_line, note
+from options import add_contenders, parsed, parser_of, positive, writer
 from progdistill.nets.presets import PRESETS
 from rotation import Rotation, captured, copies_beyond, tensor_bytes
 from timing import EventClock, HostClock, clock_of, interleaved, spread
@@ -250,8 +250,7 @@ def release(settings: Settings) -> None:
 
 
 def arguments_of(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = parser_of(__doc__, quick="seconds instead of minutes: tiny, no torch.compile")
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -259,20 +258,14 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
         help=f"batches of images, or networks for the optimizer's operations; default: {' '.join(SHAPES)}",
     )
     parser.add_argument("--only", nargs="+", default=[], help="cases whose name contains one of these")
-    parser.add_argument("--contenders", nargs="+", default=[], help="contenders whose name contains one of these")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--repetitions", type=int, help="default: 20, with --quick 2")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it takes minutes)")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: tiny, no torch.compile")
-    parser.add_argument("--output", type=Path, help="write everything to this JSON file, after every case")
+    parser.add_argument("--repetitions", type=positive, help="default: 20, with --quick 2")
+    add_contenders(parser)
     parser.add_argument("--csv", type=Path, help="write the figures to this CSV file")
-    arguments = parser.parse_args(words)
+    arguments = parsed(parser, words)
     try:
         arguments.subjects = list(map(subject, arguments.shapes or (QUICK_SHAPES if arguments.quick else SHAPES)))
     except ValueError as error:
         parser.error(str(error))
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda, but torch sees no GPU here; use --device cpu")
     return arguments
 
 
@@ -289,10 +282,7 @@ def main(words: list[str] | None = None) -> int:
         tuple(arguments.contenders),
     )
 
-    def save(found: dict) -> None:
-        if arguments.output is not None:
-            arguments.output.write_text(json.dumps(found, indent=1) + "\n")
-
+    save = writer(arguments.output)
     found = run(arguments.subjects, settings, arguments.only, quick, save)
     found["summary"], failed = closing_lines(found["cases"])
     print("\n".join(found["summary"]))
