@@ -139,10 +139,17 @@ class TableSchedule(Schedule):
         return cls(tuple(_diffusers_alphas_cumprod(config).tolist()))
 
     def _nodes(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        levels = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device=device)
-        angles = torch.atan2(torch.sqrt(1.0 - levels), torch.sqrt(levels))
-        times = torch.arange(len(levels) + 1, dtype=torch.float64, device=device) / len(levels)
-        return times, torch.cat([angles.new_zeros(1), angles])
+        # Made once for a device: a copy from the host in every call would wait for it, and no CUDA graph could hold it.
+        kept = self.__dict__.setdefault("_nodes_on", {})
+        if device not in kept:
+            levels = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device=device)
+            angles = torch.atan2(torch.sqrt(1.0 - levels), torch.sqrt(levels))
+            times = torch.arange(len(levels) + 1, dtype=torch.float64, device=device) / len(levels)
+            nodes = times, torch.cat([angles.new_zeros(1), angles])
+            if type(levels) is not Tensor:  # traced: worth nothing afterwards
+                return nodes
+            kept[device] = nodes
+        return kept[device]
 
     def angle(self, time: Tensor | float) -> Tensor:
         time = as_float64(time)
