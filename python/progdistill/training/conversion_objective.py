@@ -128,7 +128,7 @@ class ConversionObjective:
 
     def __init__(self, teacher: Denoiser, settings: _Settings) -> None:
         self.teacher = teacher
-        self.steps = None if teacher.valid_steps is None else teacher.valid_steps[0]
+        self.steps = _steps_of(teacher)
         self.known = known_angles(teacher)
         self.with_data = settings.zero_snr == "finetune"
         self.weighting = settings.weighting
@@ -179,6 +179,19 @@ class ConversionObjective:
         part = _combined(rotation.Form(share * form.z, tuple(share * c for c in form.output)), z, out, kind)
         own = diffuse(noise, -batch.x, phi)
         return z, part + per_sample(1 - share, z) * own, "v_prediction"
+
+
+def _steps_of(teacher: Denoiser) -> int | None:
+    """The step count whose times a distilled teacher knows; None: it knows all times."""
+    if teacher.valid_steps is None:
+        return None
+    most = teacher.valid_steps[0]
+    if any(most % steps for steps in teacher.valid_steps):
+        raise ValueError(
+            f"the teacher was distilled for {teacher.valid_steps} steps, whose times are no part of those of {most} "
+            "steps; convert a model of one of them alone"
+        )
+    return most
 
 
 def _combined(form: rotation.Form, z: Tensor, out: Tensor, prediction_type: str) -> Tensor:

@@ -25,7 +25,6 @@ from progdistill.training.run_report import write_run_report
 from progdistill.training.teacher_and_data import opened_data, opened_teacher
 
 SAMPLING_STEPS = 64
-"""Steps in which teacher and converted network are compared, if nothing else is known."""
 _GRID_COLUMNS = 12
 
 
@@ -80,7 +79,7 @@ def convert(
     dataset = opened_data(data if data is not None else config.data, config, teacher)
     inputs = {"data": dataset.name, "teacher": teacher.provenance}
     title = f"Converting {teacher.prediction_type} to {config.prediction_type}"
-    conversion = Conversion(teacher, config.prediction_type, config.updates, SAMPLING_STEPS)
+    conversion = Conversion(teacher, config.prediction_type, config.updates)
     run = RunFolder(config, "convert", inputs, Plan([config.updates]), title)
     batches = BatchSource(dataset, config, 0, device, teacher.num_classes is not None)
     converted = conversion.result(run.model, batches, config, run)
@@ -99,8 +98,8 @@ class Conversion:
     teacher: Denoiser
     prediction_type: str
     updates: int
-    steps: int
-    """In which teacher and converted network are compared; one of the teacher's own if it was distilled."""
+    sampling_steps: int = SAMPLING_STEPS
+    """In so many steps teacher and converted network are compared, unless the teacher was distilled for its own."""
 
     def result(
         self, folder: Path, batches: BatchSource, config: ConvertConfig | DistillConfig, run: RunFolder
@@ -121,9 +120,10 @@ class Conversion:
     ) -> Denoiser:
         label = f"{self.teacher.prediction_type} -> {self.prediction_type}"
         teacher = HeldTeacher(self.teacher, student.schedule)
+        steps = teacher.valid_steps[0] if teacher.valid_steps else self.sampling_steps
 
         def on_validation(model: Denoiser, update: int) -> dict[str, float]:
-            comparison = compare_conversion(model, teacher, self.steps, config.validation_images)
+            comparison = compare_conversion(model, teacher, steps, config.validation_images)
             rows = [(name, to_uint8(images[:_GRID_COLUMNS])) for name, images in comparison.rows()]
             if teacher.sample_shape[0] in (1, 3):
                 run.save_grid(labelled_rows(rows), f"converted-update-{update:07d}", 0, update)

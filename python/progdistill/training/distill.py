@@ -234,8 +234,7 @@ def _conversion(teacher: Denoiser, config: DistillConfig) -> Conversion | None:
             f"{reason}, so it must be converted first, but conversion_updates is 0; give a number of updates, or "
             "distil what `progdistill convert` makes of it (or another v_prediction, sample or sample_epsilon teacher)"
         )
-    steps = config.teacher_steps if teacher.valid_steps else min(config.teacher_steps, SAMPLING_STEPS)
-    return Conversion(teacher, "v_prediction", updates, steps)
+    return Conversion(teacher, "v_prediction", updates, min(config.teacher_steps, SAMPLING_STEPS))
 
 
 def _converted(
