@@ -115,7 +115,7 @@ def test_the_loss_is_the_distance_to_the_teachers_x(prediction_type, weighting):
 
 
 def test_finetune_mixes_the_teacher_with_the_data():
-    """Beyond the teacher's levels the data alone, within them by both variances; a student of just that loses nothing."""
+    """Beyond the teacher's levels the data alone, within them by both variances; such a student loses nothing."""
     teacher, given = mixture_teacher(), batch(4096)
     student = converted_student(teacher, "v_prediction", "finetune")
     phi = asked(student, given, teacher, zero_snr="finetune")[1]
