@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from progdistill.core import Denoiser
-from progdistill.evaluation.compare_round import class_labels_in_turn
+from progdistill.evaluation.classes import class_labels_in_turn
 from progdistill.metrics import mean_and_standard_error, paired_distance
 from progdistill.sampling import generate
 
@@ -23,6 +23,8 @@ class ConversionComparison:
     converted: Tensor
     distance: tuple[float, float]
     """Mean and standard error of converted against teacher: what the conversion has lost."""
+    labels: Tensor | None = None
+    """(n,) int64, for conditional models."""
 
     def record(self) -> dict:
         """JSON-ready figures."""
@@ -47,4 +49,4 @@ def compare_conversion(converted: Denoiser, teacher: Denoiser, steps: int, count
     seeds, labels = torch.arange(count), class_labels_in_turn(teacher, count)
     draw = lambda model: generate(model, steps, seeds=seeds, class_labels=labels).cpu()  # noqa: E731
     images, own = draw(teacher), draw(converted)
-    return ConversionComparison(steps, images, own, mean_and_standard_error(paired_distance(own, images)))
+    return ConversionComparison(steps, images, own, mean_and_standard_error(paired_distance(own, images)), labels)

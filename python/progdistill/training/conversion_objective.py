@@ -63,7 +63,7 @@ def held_v(prediction_type: str, phi: Tensor, known: AngleRange) -> rotation.For
 
 
 def teacher_share(form: rotation.Form, phi: Tensor, known: AngleRange) -> Tensor:
-    """The teacher's weight (B,) in a mixture of its v and the data's; 0 beyond the angles it knows.
+    """What the teacher's v is worth (B,): its weight in a mixture with the data's; 0 beyond the angles it knows.
 
     Two estimates of E[v | z]: the data's single v has a spread of about 1 and no error; the teacher's has no spread,
     and the error of its output times that output's coefficients (1 / cos(phi) for epsilon: 157 at the last level of a
@@ -88,6 +88,8 @@ class HeldTeacher(Denoiser):
             time_map=teacher.time_map,
             num_classes=teacher.num_classes,
             valid_steps=teacher.valid_steps,
+            unconditional_label=teacher.unconditional_label,
+            guidance_range=teacher.guidance_range,
         )
         self.teacher = teacher
         self.known = known_angles(teacher)
@@ -121,8 +123,11 @@ class _Settings(Protocol):
 class ConversionObjective:
     """t uniform on [0, 1] of the student's schedule; the target is the teacher's prediction in the student's quantity.
 
-    With zero_snr="finetune" it is mixed with the data's own v, as Algorithm 1 has it, by `teacher_share`: the data
-    alone where the teacher says nothing, almost the teacher alone where it says more than a single image does.
+    The loss of a sample is multiplied by `teacher_share`. Where an epsilon's error is magnified by 1 / cos(phi) it
+    would else outweigh all other noise levels, with errors of the teacher that no student can or should repeat.
+
+    With zero_snr="finetune" the target is instead mixed with the data's own v, that of Algorithm 1, by that share: the
+    data alone where the teacher says nothing, almost the teacher alone where it says more than a single image does.
     A teacher that was itself distilled knows the times of its own steps only: t is one of them.
     """
 
@@ -139,7 +144,7 @@ class ConversionObjective:
 
     def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss:
         phi = student.schedule.angle(self._times(batch))
-        z, target, target_type = self._mixed(batch, phi) if self.with_data else self._given(batch, phi)
+        z, target, target_type, worth = self._mixed(batch, phi) if self.with_data else self._given(batch, phi)
         pred = student.raw(z, phi, batch.cond)
         loss, grad = prediction_loss_and_grad(
             pred,
@@ -154,6 +159,8 @@ class ConversionObjective:
             huber_c=self.huber_c,
             grad_scale=grad_scale,
         )
+        if worth is not None:
+            loss, grad = worth.to(loss.dtype) * loss, per_sample(worth, grad) * grad
         return Loss(pred, grad, loss, phi)
 
     def _times(self, batch: Batch) -> Tensor:
@@ -162,13 +169,15 @@ class ConversionObjective:
         return (integers(batch.seeds, batch.update, Stream.TIME, self.steps) + 1).double() / self.steps
 
     @torch.no_grad()
-    def _given(self, batch: Batch, phi: Tensor) -> tuple[Tensor, Tensor, str]:
+    def _given(self, batch: Batch, phi: Tensor) -> tuple[Tensor, Tensor, str, Tensor | None]:
         # The student's schedule ends where the teacher's knowledge does, so the fused loss converts the output itself.
         z = diffuse_seeded(batch.x, batch.seeds, batch.update, Stream.NOISE, phi)
-        return z, in_full_precision(self.teacher, z, phi, batch.cond), self.teacher.prediction_type
+        kind = self.teacher.prediction_type
+        worth = teacher_share(held_v(kind, phi, self.known), phi.clamp(*self.known), self.known)
+        return z, in_full_precision(self.teacher, z, phi, batch.cond), kind, worth
 
     @torch.no_grad()
-    def _mixed(self, batch: Batch, phi: Tensor) -> tuple[Tensor, Tensor, str]:
+    def _mixed(self, batch: Batch, phi: Tensor) -> tuple[Tensor, Tensor, str, Tensor | None]:
         noise = normal(batch.seeds, batch.update, Stream.NOISE, batch.x.shape[1:])
         z = diffuse(batch.x, noise, phi)
         out = in_full_precision(self.teacher, z, phi.clamp(*self.known), batch.cond)
@@ -178,7 +187,7 @@ class ConversionObjective:
         # The share goes into the coefficients, in float64, before anything large is multiplied.
         part = _combined(rotation.Form(share * form.z, tuple(share * c for c in form.output)), z, out, kind)
         own = diffuse(noise, -batch.x, phi)
-        return z, part + per_sample(1 - share, z) * own, "v_prediction"
+        return z, part + per_sample(1 - share, z) * own, "v_prediction", None
 
 
 def _steps_of(teacher: Denoiser) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 from progdistill.core import Denoiser
 from progdistill.core.processes import join_processes, on_main_process
 from progdistill.data import to_uint8
-from progdistill.evaluation import compare_conversion
+from progdistill.evaluation import compare_conversion, rows_by_class
 from progdistill.report import labelled_rows
 from progdistill.training.batches import BatchSource
 from progdistill.training.config import ConvertConfig, DistillConfig
@@ -124,7 +124,8 @@ class Conversion:
 
         def on_validation(model: Denoiser, update: int) -> dict[str, float]:
             comparison = compare_conversion(model, teacher, steps, config.validation_images)
-            rows = [(name, to_uint8(images[:_GRID_COLUMNS])) for name, images in comparison.rows()]
+            rows = [(name, to_uint8(images)) for name, images in comparison.rows()]
+            rows = rows_by_class(rows, comparison.labels, _GRID_COLUMNS)
             if teacher.sample_shape[0] in (1, 3):
                 run.save_grid(labelled_rows(rows), f"converted-update-{update:07d}", 0, update)
             return comparison.record()

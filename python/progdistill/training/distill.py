@@ -13,7 +13,7 @@ from progdistill.core import Denoiser
 from progdistill.core.processes import is_main_process, join_processes, on_main_process
 from progdistill.core.random import Stream, integers
 from progdistill.data import ImageDataset, to_uint8
-from progdistill.evaluation import compare_round
+from progdistill.evaluation import compare_round, rows_by_class
 from progdistill.interop import save
 from progdistill.nets.unet import UNet
 from progdistill.ops import ddim_step, diffuse_seeded, distillation_loss_and_grad
@@ -179,7 +179,8 @@ def _distill_round(
         comparison = compare_round(
             model, teacher, steps, config.validation_images, teacher_substeps=config.teacher_substeps
         )
-        rows = [(name, to_uint8(images[:GRID_COLUMNS])) for name, images in comparison.rows()]
+        rows = [(name, to_uint8(images)) for name, images in comparison.rows()]
+        rows = rows_by_class(rows, comparison.labels, GRID_COLUMNS)
         if teacher.sample_shape[0] in (1, 3):
             run.save_grid(labelled_rows(rows), f"steps-{steps:04d}-update-{update:07d}", index, update)
         return comparison.record()

@@ -37,6 +37,13 @@ def opened_data(data: Any, config: DataConfig, teacher: Denoiser) -> ImageDatase
             f"{dataset.name} has images of shape {tuple(dataset.shape)}, the teacher makes {teacher.sample_shape}; "
             "use the data it was trained on"
         )
+    known = teacher.num_classes
+    if known is not None and (dataset.num_classes is None or dataset.num_classes > known):
+        labels = "no labels" if dataset.num_classes is None else f"{dataset.num_classes} classes"
+        raise ValueError(
+            f"the teacher is conditioned on {known} classes, but {dataset.name} has {labels}; use the data it was "
+            "trained on (label_column=... names the column of a table)"
+        )
     return dataset
 
 
