@@ -132,18 +132,18 @@ class Denoiser(nn.Module):
 
     def v(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
         """The predicted v = dz/dphi, float32 (float64 for a float64 state)."""
-        return self._predict("v", z, phi, cond)
+        return self.converted(self.raw(z, phi, cond), z, phi, "v")
 
     def x(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
         """The predicted clean data."""
-        return self._predict("x", z, phi, cond)
+        return self.converted(self.raw(z, phi, cond), z, phi, "x")
 
     def eps(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
         """The predicted noise."""
-        return self._predict("eps", z, phi, cond)
+        return self.converted(self.raw(z, phi, cond), z, phi, "eps")
 
-    def _predict(self, quantity: str, z: Tensor, phi: Tensor, cond: Condition | None) -> Tensor:
-        out = self.raw(z, phi, cond)
+    def converted(self, out: Tensor, z: Tensor, phi: Tensor, quantity: str) -> Tensor:
+        """What an output of `raw` says of "x", "eps" or "v", float32 (float64 for a float64 state)."""
         form = rotation.prediction_form(self.prediction_type, quantity, phi)
         value = per_sample(form.z, z) * z
         for coefficient, part in zip(form.output, split_heads(out, heads(self.prediction_type), z.dtype), strict=True):
