@@ -13,8 +13,8 @@ import progdistill
 COMMANDS = {
     "quickstart": "train a teacher on real digits, distil it to one step, write a report; needs nothing",
     "train": "train a teacher (Algorithm 1)",
-    "convert": "make a network that can be distilled of an epsilon teacher (distill does it by itself)",
     "distill": "distil a teacher round by round (Algorithm 2)",
+    "convert": "make a network that can be distilled of an epsilon teacher (distill does it by itself)",
     "sample": "generate images with a teacher or student",
     "evaluate": "distances of a model's images, by step count, or of given images to a data set",
     "export": "write a sampler as one ONNX or torch.export graph that runs without progdistill",
