@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Denoiser": "progdistill.core",
     "Sampler": "progdistill.sampling",
+    "convert": "progdistill.training",
     "distill": "progdistill.training",
     "export_onnx": "progdistill.sampling",
     "export_program": "progdistill.sampling",
@@ -42,6 +43,7 @@ __all__ = [
     "Denoiser",
     "Sampler",
     "__version__",
+    "convert",
     "core",
     "data",
     "distill",
@@ -68,7 +70,7 @@ if TYPE_CHECKING:
     from progdistill.interop import load, save
     from progdistill.sampling import Sampler, export_onnx, export_program, sample
     from progdistill.sampling.solvers import fit_solver
-    from progdistill.training import distill, train
+    from progdistill.training import convert, distill, train
 
 
 def __getattr__(name: str):

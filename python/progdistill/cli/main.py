@@ -14,6 +14,7 @@ COMMANDS = {
     "quickstart": "train a teacher on real digits, distil it to one step, write a report; needs nothing",
     "train": "train a teacher (Algorithm 1)",
     "distill": "distil a teacher round by round (Algorithm 2)",
+    "convert": "make a network that can be distilled of an epsilon teacher (distill does it by itself)",
     "sample": "generate images with a teacher or student",
     "fit-solver": "fit a D-ODE solver to a teacher: better images in as few network calls, in minutes",
     "evaluate": "distances of a model's images, by step count, or of given images to a data set",
