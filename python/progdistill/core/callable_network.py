@@ -28,7 +28,7 @@ class CallableNetwork(nn.Module):
         super().__init__()
         if not callable(function):
             raise TypeError(
-                f"a network is called as network(z, time) or network(z, time, class_labels); {function!r} is not callable"
+                f"{function!r} is not callable; a network is called with (z, time), or (z, time, class_labels)"
             )
         self.function = function
         # Says where a function without parameters computes: it moves with the module.
@@ -45,6 +45,6 @@ class CallableNetwork(nn.Module):
         if isinstance(out, (tuple, list)) and out and all(isinstance(head, Tensor) for head in out):
             return out[0] if len(out) == 1 else torch.cat(tuple(out), dim=1)
         raise TypeError(
-            f"the network returned a {type(out).__name__}; return a tensor, a tuple of tensors (the heads) or an object "
-            "whose attribute `sample` is a tensor"
+            f"the network returned a {type(out).__name__}; return a tensor, a tuple of tensors (the heads) or an "
+            "object whose attribute `sample` is a tensor"
         )

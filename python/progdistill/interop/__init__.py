@@ -1,4 +1,4 @@
-"""Models as folders that plain diffusers opens: saving, loading, and taking over what diffusers saved."""
+"""Models as folders that plain diffusers opens: saving, loading, and taking over what others saved."""
 
 from progdistill.interop.load import load
 from progdistill.interop.save import save
