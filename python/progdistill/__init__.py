@@ -18,7 +18,11 @@ _EXPORTS = {
     "distill": "progdistill.training",
     "export_onnx": "progdistill.sampling",
     "export_program": "progdistill.sampling",
+    "from_edm": "progdistill.core",
+    "from_flow_matching": "progdistill.core",
     "load": "progdistill.interop",
+    "load_guided_diffusion": "progdistill.interop",
+    "load_salimans_ho": "progdistill.interop",
     "sample": "progdistill.sampling",
     "save": "progdistill.interop",
     "train": "progdistill.training",
@@ -47,8 +51,12 @@ __all__ = [
     "evaluation",
     "export_onnx",
     "export_program",
+    "from_edm",
+    "from_flow_matching",
     "interop",
     "load",
+    "load_guided_diffusion",
+    "load_salimans_ho",
     "metrics",
     "nets",
     "ops",
@@ -62,8 +70,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from progdistill.core import Denoiser
-    from progdistill.interop import load, save
+    from progdistill.core import Denoiser, from_edm, from_flow_matching
+    from progdistill.interop import load, load_guided_diffusion, load_salimans_ho, save
     from progdistill.sampling import Sampler, export_onnx, export_program, sample
     from progdistill.training import distill, train
 

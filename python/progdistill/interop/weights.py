@@ -43,7 +43,7 @@ def unet_of(config: UNetConfig, stored: StoredTensors, where: str, described_by:
     """
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     with blaming(described_by, f"it does not belong to {where}, or one of them is damaged"):
-        network = _unet_without_memory(config, shapes)
+        network = unet_without_memory(config, shapes)
     check_shapes(shapes, shapes_of(network.state_dict()), where)
     for name, tensor in stored.items():
         if tensor.dtype not in FLOATS:
@@ -102,7 +102,8 @@ def shortened(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _unet_without_memory(config: UNetConfig, shapes: Shapes) -> UNet:
+def unet_without_memory(config: UNetConfig, shapes: Shapes) -> UNet:
+    """The network of a configuration without weights, if weights of these shapes can be its. Raises ValueError."""
     # Every size in a configuration is a dimension of some weight, every layer has weights of its own: with that much
     # made sure, building on the meta device takes time and memory in proportion to the file at most.
     elements = sum(math.prod(shape) for shape in shapes.values())
