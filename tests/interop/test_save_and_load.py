@@ -288,6 +288,8 @@ def test_the_manifest(tmp_path):
         },
         "sample_shape": [3, 8, 8],
         "num_classes": None,
+        "unconditional_label": None,
+        "guidance_range": None,
         "valid_steps": [4, 2],
         "students": {},
         "provenance": {},

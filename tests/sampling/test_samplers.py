@@ -10,6 +10,7 @@ from progdistill.core import CosineSchedule, Denoiser, EDMSchedule, FlowMatching
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.unet import UNet
 from progdistill.sampling import ddim, stochastic
+from progdistill.sampling.double_step import double_step, renoise_coefficients
 from progdistill.sampling.stochastic import ancestral_coefficients
 
 MIXTURE = MixtureDenoiser([-0.7, 0.4], [0.15, 0.3], [0.3, 0.7])
@@ -67,6 +68,28 @@ def test_stochastic_sampler_reaches_the_data_distribution(gamma, bound):
     mean = 0.3 * -0.7 + 0.7 * 0.4
     variance = 0.3 * (0.7**2 + 0.15**2) + 0.7 * (0.4**2 + 0.3**2) - mean**2
     assert abs(got.mean() - mean) < bound and abs(got.var() / variance - 1) < 2 * bound
+
+
+def test_renoising_is_the_forward_process():
+    """Meng et al.: z_s = (alpha_s / alpha_k) z_k + sigma eps with sigma^2 = (1 - e^(lambda_s - lambda_k)) sigma_s^2."""
+    k, s = torch.tensor([[0.0, 0.3, 0.9], [0.4, 0.35, 1.5]], dtype=torch.float64)
+    c_z, std = renoise_coefficients(k, s)
+    torch.testing.assert_close(c_z, torch.cos(s) / torch.cos(k))
+    ratio = (torch.tan(k) / torch.tan(s)) ** 2
+    torch.testing.assert_close(std**2, (1 - ratio) * torch.sin(s) ** 2)
+
+
+def test_the_double_step_sampler_reaches_the_data_distribution():
+    count = 4096
+    got = double_step(MIXTURE, noise(count, 1), CosineSchedule().grid(128), torch.arange(count)).flatten()
+    mean = 0.3 * -0.7 + 0.7 * 0.4
+    variance = 0.3 * (0.7**2 + 0.15**2) + 0.7 * (0.4**2 + 0.3**2) - mean**2
+    assert abs(got.mean() - mean) < 0.05 and abs(got.var() / variance - 1) < 0.1
+
+
+def test_the_double_step_sampler_in_one_step_is_ddim():
+    phis = CosineSchedule().grid(1)
+    assert torch.equal(double_step(MIXTURE, noise(), phis, torch.arange(64)), ddim(MIXTURE, noise(), phis))
 
 
 def test_stochastic_noise_depends_on_the_images_seed_alone():

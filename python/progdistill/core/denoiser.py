@@ -23,6 +23,9 @@ class Condition:
     """What a sample is conditioned on."""
 
     class_labels: Tensor | None = None
+    """(B,) int64."""
+    guidance_scale: Tensor | None = None
+    """(B,) float32, 1 + w in Meng et al. 2023: 1 is no guidance. None: not asked for."""
 
 
 class Denoiser(nn.Module):
@@ -37,6 +40,10 @@ class Denoiser(nn.Module):
         prediction_type: "epsilon", "sample", "v_prediction" or "sample_epsilon" (aliases eps, x, v, both).
         time_map: default 1024 t - 1 on the schedule.
         num_classes: number of class labels, None for an unconditional network.
+        unconditional_label: the label that a class-conditional network was trained with in place of dropped ones, so
+            that it can be guided.
+        guidance_range: the lowest and highest guidance scale that a network was distilled for, which it then takes as
+            an input: network(z, time, class_labels, guidance_scale - 1).
         valid_steps: the step counts that a distilled network was trained for; None = any (a teacher).
         provenance: JSON-ready facts about where it comes from, kept with the saved model.
 
@@ -52,6 +59,8 @@ class Denoiser(nn.Module):
         prediction_type: str = "v_prediction",
         time_map: TimeMap | None = None,
         num_classes: int | None = None,
+        unconditional_label: int | None = None,
+        guidance_range: tuple[float, float] | None = None,
         valid_steps: tuple[int, ...] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
@@ -62,6 +71,8 @@ class Denoiser(nn.Module):
         self.prediction_type = canonical_prediction_type(prediction_type)
         self.time_map = time_map or TimeMap(self.schedule)
         self.num_classes = num_classes
+        self.unconditional_label = unconditional_label
+        self.guidance_range = guidance_range
         self.valid_steps = None if valid_steps is None else tuple(sorted(valid_steps, reverse=True))
         self.provenance: dict[str, Any] = dict(provenance or {})
         # Students for other step counts, loaded when asked for; filled by whoever knows where they are kept.
@@ -75,6 +86,8 @@ class Denoiser(nn.Module):
             "prediction_type": self.prediction_type,
             "time_map": self.time_map,
             "num_classes": self.num_classes,
+            "unconditional_label": self.unconditional_label,
+            "guidance_range": self.guidance_range,
             "valid_steps": self.valid_steps,
             "provenance": self.provenance,
         }
@@ -87,30 +100,53 @@ class Denoiser(nn.Module):
         return torch.device("cpu") if tensor is None else tensor.device
 
     def raw(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
-        """The network's own output at angle phi (B,): what the fused operations take."""
-        time = self.time_map(phi)
+        """The network's own output at angle phi (B,): what the fused operations take.
+
+        With a guidance scale s and a network that does not take it as an input, out_u + s (out_c - out_u): two network
+        calls in one of twice the batch (Ho & Salimans 2022). Outputs may be mixed in place of predictions, for these
+        are linear in them with coefficients that both share.
+        """
+        return self.raw_at(z, self.time_map(phi), cond)
+
+    def raw_at(self, z: Tensor, time: Any, cond: Condition | None = None) -> Tensor:
+        """`raw` at a time input of the network, which `time_map` gives, or whatever else the network takes for one."""
         if self.num_classes is None:
             return self.network(z, time)
         if cond is None or cond.class_labels is None:
             raise ValueError(
                 f"this network is conditioned on {self.num_classes} classes; pass class_labels, one for each sample"
             )
-        return self.network(z, time, cond.class_labels)
+        labels, scale = cond.class_labels, cond.guidance_scale
+        if self.guidance_range is not None:
+            if scale is None:
+                raise ValueError(f"this network takes a guidance scale in {self.guidance_range}; pass guidance_scale")
+            return self.network(z, time, labels, scale - 1)
+        if scale is None:
+            return self.network(z, time, labels)
+        if self.unconditional_label is None:
+            raise ValueError("this network knows no unconditional label and cannot be guided; leave guidance_scale out")
+        nothing = torch.full_like(labels, self.unconditional_label)
+        # A time that is no tensor holds for all samples alike.
+        times = torch.cat((time, time)) if isinstance(time, Tensor) else time
+        both = self.network(torch.cat((z, z)), times, torch.cat((labels, nothing)))
+        # Above scale 1 rounding errors grow: not in bfloat16.
+        with_label, without = both.to(torch.promote_types(both.dtype, torch.float32)).chunk(2)
+        return torch.lerp(without, with_label, per_sample(scale, with_label))
 
     def v(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
         """The predicted v = dz/dphi, float32 (float64 for a float64 state)."""
-        return self._predict("v", z, phi, cond)
+        return self.converted(self.raw(z, phi, cond), z, phi, "v")
 
     def x(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
         """The predicted clean data."""
-        return self._predict("x", z, phi, cond)
+        return self.converted(self.raw(z, phi, cond), z, phi, "x")
 
     def eps(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
         """The predicted noise."""
-        return self._predict("eps", z, phi, cond)
+        return self.converted(self.raw(z, phi, cond), z, phi, "eps")
 
-    def _predict(self, quantity: str, z: Tensor, phi: Tensor, cond: Condition | None) -> Tensor:
-        out = self.raw(z, phi, cond)
+    def converted(self, out: Tensor, z: Tensor, phi: Tensor, quantity: str) -> Tensor:
+        """What an output of `raw` says of "x", "eps" or "v", float32 (float64 for a float64 state)."""
         form = rotation.prediction_form(self.prediction_type, quantity, phi)
         value = per_sample(form.z, z) * z
         for coefficient, part in zip(form.output, split_heads(out, heads(self.prediction_type), z.dtype), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -36,6 +37,8 @@ def manifest_of(
         "time_map": denoiser.time_map.to_dict(),
         "sample_shape": list(denoiser.sample_shape),
         "num_classes": denoiser.num_classes,
+        "unconditional_label": denoiser.unconditional_label,
+        "guidance_range": None if denoiser.guidance_range is None else list(denoiser.guidance_range),
         "valid_steps": None if denoiser.valid_steps is None else list(denoiser.valid_steps),
         "students": {str(steps): _relative(steps, path) for steps, path in (students or {}).items()},
         "provenance": denoiser.provenance,
@@ -66,6 +69,9 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
             "prediction_type": canonical_prediction_type(values["prediction_type"]),
             "sample_shape": tuple(_positive("sample_shape", size) for size in values["sample_shape"]),
             "num_classes": _optional("num_classes", values["num_classes"]),
+            # Absent from models of before there was guidance.
+            "unconditional_label": values.get("unconditional_label"),
+            "guidance_range": _range(values.get("guidance_range")),
             "valid_steps": _steps(values["valid_steps"]),
             "provenance": dict(values["provenance"]),
         }
@@ -115,6 +121,15 @@ def _positive(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {value!r}; use an integer of at least 1")
     return value
+
+
+def _range(value: object) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = map(float, value)
+    if not 1 <= low <= high < math.inf:
+        raise ValueError(f"guidance_range is {value!r}; use null or [lowest, highest], both at least 1")
+    return low, high
 
 
 def _optional(name: str, value: object) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -63,6 +64,34 @@ def checked_labels(class_labels, count: int, num_classes: int | None) -> Tensor 
         bad = labels[(labels < 0) | (labels >= num_classes)][0]
         raise ValueError(f"class label {int(bad)} is out of range; this model has classes 0 to {num_classes - 1}")
     return labels
+
+
+def checked_guidance(guidance_scale, count: int, model: Denoiser) -> Tensor | None:
+    """(count,) float32 guidance scales on the CPU, or None where there is no guidance.
+
+    Raises:
+        ValueError: a model that cannot be guided or must be; a scale below 1, not finite, or that a student was not
+            distilled for.
+    """
+    if model.guidance_range is None and guidance_scale is None:
+        return None
+    if model.guidance_range is None and model.unconditional_label is None:
+        raise ValueError(
+            "guidance_scale was given, but this model cannot be guided: it was trained without label_dropout; leave it "
+            "out"
+        )
+    low, high = model.guidance_range or (1.0, math.inf)
+    if guidance_scale is None:
+        raise ValueError(f"this model was distilled for guidance scales {low:g} to {high:g}; pass guidance_scale")
+    scales = torch.as_tensor(guidance_scale, dtype=torch.float32).cpu()
+    scales = scales.expand(count) if scales.dim() == 0 else scales
+    if scales.shape != (count,):
+        raise ValueError(f"{tuple(scales.shape)} guidance scales for {count} images; pass one for each, or one for all")
+    bad = scales[~((scales >= low) & (scales <= high) & scales.isfinite())]
+    if len(bad):
+        allowed = f"{low:g} to {high:g}, which it was distilled for" if model.guidance_range else "1 (none) and above"
+        raise ValueError(f"guidance_scale is {float(bad[0]):g}; this model takes {allowed}")
+    return scales
 
 
 def _listed(numbers) -> str:

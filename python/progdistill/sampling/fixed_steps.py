@@ -39,6 +39,7 @@ class FixedSteps:
         self._own = model.raw if type(model).raw is not Denoiser.raw else None  # a denoiser of the user's own
         self._source = model.network
         self.network = _twin(model.network, dtype, self.device)
+        self._denoiser = model.with_network(self.network)
         self._channels_last = self.network is not self._source and self.device.type == "cuda"  # as its weights are
         self._fixed = self._fixed_times()
 
@@ -63,7 +64,12 @@ class FixedSteps:
 
     @torch.no_grad()
     def run(
-        self, constants: tuple[Tensor, Tensor], start: Tensor, labels: Tensor | None = None, form: str = "samples"
+        self,
+        constants: tuple[Tensor, Tensor],
+        start: Tensor,
+        labels: Tensor | None = None,
+        scales: Tensor | None = None,
+        form: str = "samples",
     ) -> Tensor:
         """Samples (B, ...) float32 in [-1, 1], or another form of them (`images.FORMS`).
 
@@ -71,22 +77,24 @@ class FixedSteps:
             constants: what `constants(B)` gave.
             start: (B,) int64 seeds, or (B, ...) latents.
             labels: (B,) int64, for a network with classes.
+            scales: (B,) float32 guidance scales, for a model that is to be guided.
         """
         phis, times = constants
+        cond = None if labels is None else Condition(labels, scales)
         z = normal(start, 0, Stream.LATENT, self.sample_shape) if start.dim() == 1 else start.float()
         for step in range(len(phis) - 1):
             phi, phi_next = phis[step], phis[step + 1]
-            out = self._predict(z, phi, self._fixed[step] if self._fixed else times[step], labels)
+            out = self._predict(z, phi, self._fixed[step] if self._fixed else times[step], cond)
             z = ddim_step(z, out, phi, phi_next, prediction_type=self.prediction_type, clip=self.clip)
         return FORMS[form](z)
 
-    def _predict(self, z: Tensor, phi: Tensor, time: Tensor | FixedTime, labels: Tensor | None) -> Tensor:
+    def _predict(self, z: Tensor, phi: Tensor, time: Tensor | FixedTime, cond: Condition | None) -> Tensor:
         if self._own is not None:
-            return self._own(z, phi, None if labels is None else Condition(labels))
+            return self._own(z, phi, cond)
         given = z.to(self.dtype)
         if self._channels_last and given.dim() == 4:
             given = given.contiguous(memory_format=torch.channels_last)
-        return self.network(given, time) if self.num_classes is None else self.network(given, time, labels)
+        return self._denoiser.raw_at(given, time, cond)
 
 
 def _twin(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:

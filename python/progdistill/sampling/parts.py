@@ -30,7 +30,8 @@ def sample_parts(
         parts: ranges of image numbers. Image i has seed `seed + i`, so it is the same in any part but for the
             rounding that other batch sizes bring.
         class_labels: (N,) int64 by image number, for class-conditional models.
-        options: sampler, gamma, clip, max_batch_size, dtype, cuda_graph; as in `sample`.
+        options: guidance_scale (one for all images), sampler, gamma, clip, max_batch_size, dtype, cuda_graph; as in
+            `sample`.
 
     Yields:
         (part, its images on their way from the device): on a GPU the next part may be begun meanwhile.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,17 @@ from tqdm.auto import tqdm
 
 from progdistill.core import Condition, Denoiser
 from progdistill.core.modes import evaluating
-from progdistill.sampling.arguments import checked_labels, checked_latents, image_count, student_for
+from progdistill.sampling.arguments import checked_guidance, checked_labels, checked_latents, image_count, student_for
 from progdistill.sampling.ddim import ddim
+from progdistill.sampling.double_step import double_step
 from progdistill.sampling.images import FORM_OF, check_output_type, delivered, to_output
 from progdistill.sampling.latents import generator_latents, image_seeds, seeded_latents
 from progdistill.sampling.sampler import GraphMode
 from progdistill.sampling.sampler_cache import sampler_for
+from progdistill.sampling.solvers import Solver, chosen_solver
 from progdistill.sampling.stochastic import stochastic
 
-SAMPLERS = ("ddim", "stochastic")
+SAMPLERS = ("ddim", "stochastic", "double_step")
 
 
 def sample(
@@ -30,10 +32,14 @@ def sample(
     batch_size: int | None = None,
     seed: int | Sequence[int] | Tensor = 0,
     class_labels: int | Sequence[int] | Tensor | None = None,
+    guidance_scale: float | Sequence[float] | Tensor | None = None,
     latents: Tensor | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     sampler: str = "ddim",
     gamma: float = 0.5,
+    solver: str | None = None,
+    grid: str | Sequence[float] | Tensor = "trailing",
+    solver_options: Mapping[str, Any] | None = None,
     clip: float | None = None,
     output_type: str = "pil",
     max_batch_size: int = 256,
@@ -50,16 +56,24 @@ def sample(
         seed: the first of consecutive per-image seeds, or one seed for each image. An image's noise depends on its
             own seed alone, bitwise, whatever the batch.
         class_labels: a label for all images or one for each; required by class-conditional models.
+        guidance_scale: of classifier-free guidance as diffusers counts it: 1 is none, the paper's w is one less. One
+            for all images or one for each. A teacher that was trained with label_dropout is called twice a step; a
+            student that was distilled with guidance takes it as an input and must be given one. Default: no guidance.
         latents: (B, C, H, W) starting noise to use instead of seeds.
         generator: torch generator(s); reproduces the noise of diffusers' pipelines instead of seeds.
-        sampler: "ddim" (deterministic) or "stochastic" (the paper's, see `gamma`).
+        sampler: "ddim" (deterministic), "stochastic" (the paper's, see `gamma`) or "double_step" (Meng et al. 2023).
         gamma: noise level of the stochastic sampler, 0 = lower, 1 = upper bound of the variance.
+        solver: instead of a sampler, a solver of the probability-flow ODE for a teacher, one of
+            `sampling.solvers.SOLVERS`, such as "dpmpp_3m", "ipndm" or "unipc_3". A student was made for DDIM.
+        grid: where the solver's steps are; see `sampling.solvers.make_grid`.
+        solver_options: further keyword arguments of the solver and the grid, such as analytic_first_step=True,
+            thresholding=Thresholding(), sigma_min=0.006.
         clip: None (as plain diffusers samples), or a bound of |x| at each step; the last image is clamped anyway.
         output_type: "pil", "np" (B, H, W, C in [0, 1]), "pt" (B, C, H, W in [0, 1]) or "uint8" (a tensor of bytes,
             B, H, W, C, on the model's device).
         max_batch_size: images that go through the network at once.
         dtype: what the network computes in; default bfloat16 for our own networks on a GPU, else float32 (on a CPU with
-            instructions for it bfloat16 is faster). The state and the steps are float32. The stochastic sampler takes
+            instructions for it bfloat16 is faster). The state and the steps are float32. The other samplers take
             float32 alone.
         cuda_graph: "auto": DDIM on a GPU runs as one CUDA graph, all steps in it, made at the first call and kept for
             the next (see `Sampler`); "require": an error where that cannot be; False: never.
@@ -80,7 +94,8 @@ def sample(
     else:
         start = None
     labels = checked_labels(class_labels, count, model.num_classes)
-    if _takes_fixed_steps(model, sampler, dtype, cuda_graph):
+    scales = checked_guidance(guidance_scale, count, model)
+    if solver is None and _takes_fixed_steps(model, sampler, dtype, cuda_graph):
         ready = sampler_for(model, steps, max_batch_size, dtype, clip, cuda_graph)
         batches = tqdm(
             range(0, max(count, 1), max_batch_size), desc=f"sampling, {steps} steps", disable=not progress, leave=False
@@ -89,7 +104,7 @@ def sample(
         form, parts = FORM_OF[output_type], []
         for first in batches:
             part = slice(first, first + max_batch_size)
-            parts.append(ready.generate(given[part], None if labels is None else labels[part], form=form))
+            parts.append(ready.generate(given[part], _part(labels, part), _part(scales, part), form=form))
         return delivered(torch.cat(parts) if len(parts) != 1 else parts[0], output_type)
     x = generate(
         model,
@@ -97,13 +112,19 @@ def sample(
         seeds=seeds,
         latents=start,
         class_labels=labels,
+        guidance_scale=scales,
         sampler=sampler,
         gamma=gamma,
+        solver=None if solver is None else chosen_solver(model, solver, steps, grid, **(solver_options or {})),
         clip=clip,
         max_batch_size=max_batch_size,
         progress=progress,
     )
     return to_output(x, output_type)
+
+
+def _part(values: Tensor | None, part: slice) -> Tensor | None:
+    return None if values is None else values[part]
 
 
 def _takes_fixed_steps(model: Denoiser, sampler: str, dtype: torch.dtype | None, cuda_graph: GraphMode) -> bool:
@@ -126,15 +147,18 @@ def generate(
     seeds: Tensor,
     latents: Tensor | None = None,
     class_labels: Tensor | None = None,
+    guidance_scale: Tensor | None = None,
     sampler: str = "ddim",
     gamma: float = 0.5,
+    solver: Solver | None = None,
     clip: float | None = None,
     max_batch_size: int = 256,
     progress: bool = False,
 ) -> Tensor:
     """Samples (B, ...) float32 clamped to [-1, 1], on the model's device, from per-image seeds (B,) or latents.
 
-    The network is used in eval mode; its own mode is restored afterwards.
+    `class_labels` (B,) int64 and `guidance_scale` (B,) float32 are as `sample` has checked them. The network is used in
+    eval mode; its own mode is restored afterwards.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}; use one of {', '.join(SAMPLERS)}")
@@ -147,10 +171,17 @@ def generate(
             part = slice(first, first + max_batch_size)
             own_seeds = seeds[part].to(device)
             z = seeded_latents(own_seeds, model.sample_shape) if latents is None else latents[part].to(device)
-            cond = None if class_labels is None else Condition(class_labels[part].to(device))
-            if sampler == "ddim":
+            cond = None
+            if class_labels is not None:
+                scales = None if guidance_scale is None else guidance_scale[part].to(device)
+                cond = Condition(class_labels[part].to(device), scales)
+            if solver is not None:
+                z = solver(model, z, cond, clip=clip)
+            elif sampler == "ddim":
                 z = ddim(model, z, phis, cond, clip=clip)
-            else:
+            elif sampler == "stochastic":
                 z = stochastic(model, z, phis, own_seeds, cond, gamma=gamma, clip=clip)
+            else:
+                z = double_step(model, z, phis, own_seeds, cond, clip=clip)
             samples.append(z.clamp(-1, 1))
     return torch.cat(samples) if samples else torch.empty((0, *model.sample_shape), device=device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from progdistill.core import Denoiser
 from progdistill.core.modes import evaluating
 from progdistill.nets.unet import UNet
-from progdistill.sampling.arguments import checked_labels, checked_latents, image_count, student_for
+from progdistill.sampling.arguments import checked_guidance, checked_labels, checked_latents, image_count, student_for
 from progdistill.sampling.cuda_graph import CudaGraph
 from progdistill.sampling.fixed_steps import FixedSteps
 from progdistill.sampling.images import FORM_OF, FORMS, check_output_type, delivered
@@ -84,7 +84,7 @@ class Sampler:
         self.memory_budget = memory_budget
         self._graphs_wanted = on_gpu and cuda_graph is not False
         self._lock = threading.Lock()
-        self._graphs: OrderedDict[tuple[int, bool, str], _Captured] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, bool, bool, str], _Captured] = OrderedDict()
         self._pool = None
         self._done: torch.cuda.Event | None = None
         with evaluating(self.model):
@@ -99,7 +99,7 @@ class Sampler:
         if self._graphs_wanted:
             with self._lock:
                 for size in self.batch_sizes:
-                    self._captured(size, True, FORM_OF[output_type])
+                    self._captured(size, True, self.model.guidance_range is not None, FORM_OF[output_type])
         return self
 
     def refresh(self) -> None:
@@ -117,6 +117,7 @@ class Sampler:
         batch_size: int | None = None,
         seed: int | Sequence[int] | Tensor = 0,
         class_labels: int | Sequence[int] | Tensor | None = None,
+        guidance_scale: float | Sequence[float] | Tensor | None = None,
         latents: Tensor | None = None,
         output_type: str = "pt",
     ) -> Any:
@@ -124,18 +125,22 @@ class Sampler:
         check_output_type(output_type, self.model.sample_shape)
         count = image_count(batch_size, seed, class_labels, latents)
         labels = checked_labels(class_labels, count, self.model.num_classes)
+        scales = checked_guidance(guidance_scale, count, self.model)
         if latents is None:
             start = image_seeds(seed, count)
         else:
             start = checked_latents(latents, count, self.model.sample_shape)
-        return delivered(self.generate(start, labels, form=FORM_OF[output_type]), output_type)
+        return delivered(self.generate(start, labels, scales, form=FORM_OF[output_type]), output_type)
 
-    def generate(self, start: Tensor, labels: Tensor | None = None, *, form: str = "samples") -> Tensor:
+    def generate(
+        self, start: Tensor, labels: Tensor | None = None, scales: Tensor | None = None, *, form: str = "samples"
+    ) -> Tensor:
         """Samples (B, ...) float32 in [-1, 1] on the model's device, in memory of their own.
 
         Args:
             start: (B,) int64 seeds, or (B, ...) latents.
             labels: (B,) int64 for a model with classes.
+            scales: (B,) float32 guidance scales, for a model that is to be guided.
             form: "samples"; or "pt" or "uint8", images as `sample` gives them, made within the graph.
         """
         device, largest = self.model.device, self.batch_sizes[-1]
@@ -144,31 +149,32 @@ class Sampler:
         with self._lock:
             parts = []
             for first in range(0, len(start), largest):
-                part = slice(first, first + largest)
-                parts.append(self._run(start[part], None if labels is None else labels[part], form))
+                own = [None if given is None else given[first : first + largest] for given in (start, labels, scales)]
+                parts.append(self._run(*own, form))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _run(self, start: Tensor, labels: Tensor | None, form: str) -> Tensor:
+    def _run(self, start: Tensor, labels: Tensor | None, scales: Tensor | None, form: str) -> Tensor:
         count = len(start)
-        captured = self._captured(next(s for s in self.batch_sizes if s >= count), start.dim() == 1, form)
+        size = next(s for s in self.batch_sizes if s >= count)
+        captured = self._captured(size, start.dim() == 1, scales is not None, form)
         device = self.model.device
         if captured is None:
-            labels = None if labels is None else labels.to(device)
+            labels, scales = (None if given is None else given.to(device) for given in (labels, scales))
             with evaluating(self.model):
-                return self._program.run(self._program.constants(count), start.to(device), labels, form)
+                return self._program.run(self._program.constants(count), start.to(device), labels, scales, form)
         stream = torch.cuda.current_stream(device)
         if self._done is not None:
             stream.wait_event(self._done)  # an earlier call, perhaps on another stream, still reads or writes
-        result = captured.replay(start, labels)
+        result = captured.replay(start, labels, scales)
         self._done = self._done or torch.cuda.Event()
         self._done.record(stream)
         return result
 
-    def _captured(self, size: int, from_seeds: bool, form: str) -> _Captured | None:
+    def _captured(self, size: int, from_seeds: bool, guided: bool, form: str) -> _Captured | None:
         """The graph for a batch size and form, made if need be; None where there is to be none."""
         if not self._graphs_wanted:
             return None
-        key = (size, from_seeds, form)
+        key = (size, from_seeds, guided, form)
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
@@ -176,7 +182,7 @@ class Sampler:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             with evaluating(self.model):
-                self._graphs[key] = _Captured(self._program, size, from_seeds, form, self._pool)
+                self._graphs[key] = _Captured(self._program, *key, self._pool)
         except RuntimeError as error:
             if self.cuda_graph in ("require", True):
                 raise
@@ -193,7 +199,7 @@ class Sampler:
 class _Captured:
     """The graph of a batch size, and the memory that it reads its inputs from."""
 
-    def __init__(self, program: FixedSteps, size: int, from_seeds: bool, form: str, pool) -> None:
+    def __init__(self, program: FixedSteps, size: int, from_seeds: bool, guided: bool, form: str, pool) -> None:
         device = program.device
         self.size = size
         shape, dtype = ((), torch.int64) if from_seeds else (program.sample_shape, torch.float32)
@@ -201,16 +207,19 @@ class _Captured:
         self._labels = None
         if program.num_classes is not None:
             self._labels = torch.zeros(size, dtype=torch.int64, device=device)
+        self._scales = torch.ones(size, device=device) if guided else None
         constants = program.constants(size)
         self._constants = constants  # as long as the graph, which reads them
-        self.graph = CudaGraph(lambda: program.run(constants, self._start, self._labels, form), device, pool)
+        inputs = constants, self._start, self._labels, self._scales
+        self.graph = CudaGraph(lambda: program.run(*inputs, form), device, pool)
 
-    def replay(self, start: Tensor, labels: Tensor | None) -> Tensor:
+    def replay(self, start: Tensor, labels: Tensor | None, scales: Tensor | None) -> Tensor:
         """Fewer images than the graph makes leave the rest of its inputs as they were."""
         count = len(start)
-        self._start[:count].copy_(start, non_blocking=True)
-        if labels is not None:
-            self._labels[:count].copy_(labels, non_blocking=True)
+        inputs = ((self._start, start), (self._labels, labels), (self._scales, scales))
+        for mine, given in inputs:
+            if given is not None:
+                mine[:count].copy_(given, non_blocking=True)
         return self.graph.replay()[:count].clone()
 
 
