@@ -231,6 +231,11 @@ def _opened(teacher: Denoiser | str) -> Denoiser:
 
 
 def _check_teacher(teacher: Denoiser, config: DistillConfig) -> None:
+    if next(teacher.network.parameters(), None) is None:
+        raise ValueError(
+            "the teacher's network has no parameters, and its students are trained copies of it: a plain function can "
+            "only be sampled; make it an nn.Module that holds the network it calls"
+        )
     if teacher.prediction_type == "epsilon":
         raise ValueError(
             "the teacher predicts epsilon, which says nothing about x where a few-step student starts (SNR 0); distil "
