@@ -126,31 +126,34 @@ def _pickled(file: Path) -> Iterator[dict[str, Stored]]:
 
 @contextmanager
 def _npz(file: Path) -> Iterator[dict[str, Stored]]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            yield {
-                info.filename.removesuffix(".npy"): _array(archive, info, file)
-                for info in archive.infolist()
-                if not info.is_dir()
-            }
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, zipfile.zlib.error) as error:
-        raise ValueError(f"{file} is truncated, damaged or no .npz: {error}; {_FIX}") from error
+    with _unpacking(file):
+        archive = zipfile.ZipFile(file)
+    with archive:
+        yield {
+            info.filename.removesuffix(".npy"): _array(archive, info, file)
+            for info in archive.infolist()
+            if not info.is_dir()
+        }
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: Path) -> Stored:
-    try:
-        with archive.open(info) as stream:
-            version = np.lib.format.read_magic(stream)
-            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, _, dtype = header[version](stream)
-            expected = stream.tell() + math.prod(shape) * dtype.itemsize
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{file}: {info.filename} is no array: {error}; {_FIX}") from error
-    if dtype.hasobject or expected != info.file_size:
-        raise ValueError(f"{file}: {info.filename} is damaged or no array of numbers; {_FIX}")
+    with _unpacking(file), archive.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = header[version](stream)
+        if dtype.hasobject or stream.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+            raise ValueError(f"{info.filename} is no array of numbers of the size that it says")
 
     def read() -> Tensor:
-        with archive.open(info) as stream:
+        with _unpacking(file), archive.open(info) as stream:
             return torch.from_numpy(np.lib.format.read_array(stream, allow_pickle=False))
 
     return Stored(tuple(shape), _NUMPY_NAMES.get(dtype.str, dtype.str), file, read)
+
+
+@contextmanager
+def _unpacking(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # zipfile and numpy raise nearly anything for a damaged file
+        raise ValueError(f"{file} is truncated, damaged or no .npz: {error}; {_FIX}") from error
