@@ -20,7 +20,11 @@ _EXPORTS = {
     "export_onnx": "progdistill.sampling",
     "export_program": "progdistill.sampling",
     "fit_solver": "progdistill.sampling.solvers",
+    "from_edm": "progdistill.core",
+    "from_flow_matching": "progdistill.core",
     "load": "progdistill.interop",
+    "load_guided_diffusion": "progdistill.interop",
+    "load_salimans_ho": "progdistill.interop",
     "sample": "progdistill.sampling",
     "save": "progdistill.interop",
     "train": "progdistill.training",
@@ -51,8 +55,12 @@ __all__ = [
     "export_onnx",
     "export_program",
     "fit_solver",
+    "from_edm",
+    "from_flow_matching",
     "interop",
     "load",
+    "load_guided_diffusion",
+    "load_salimans_ho",
     "metrics",
     "nets",
     "ops",
@@ -66,8 +74,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from progdistill.core import Denoiser
-    from progdistill.interop import load, save
+    from progdistill.core import Denoiser, from_edm, from_flow_matching
+    from progdistill.interop import load, load_guided_diffusion, load_salimans_ho, save
     from progdistill.sampling import Sampler, export_onnx, export_program, sample
     from progdistill.sampling.solvers import fit_solver
     from progdistill.training import convert, distill, train

@@ -33,7 +33,7 @@ class EvaluateConfig(DataConfig):
     """Distances of a model's images, or of given images, to a data set, in the features of a network."""
 
     model: str | None = None
-    """A model's folder."""
+    """A model's folder, or its id on the Hugging Face hub."""
     images: str | None = None
     """Images to measure instead of a model's: folder, .zip, .npz/.npy or .parquet."""
     data: str | None = None

@@ -18,7 +18,7 @@ class ExportConfig:
     """Write the N-step sampler as one graph, noise in and images out, that runs without progdistill."""
 
     model: str
-    """A model's folder."""
+    """A model's folder, or its id on the Hugging Face hub."""
     output: str
     """The file to write."""
     format: str = "onnx"

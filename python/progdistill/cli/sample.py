@@ -43,7 +43,7 @@ class SampleConfig:
     """Generate images with a teacher or student. The same command goes on with what it left unfinished."""
 
     model: str
-    """A model's folder."""
+    """A model's folder, or its id on the Hugging Face hub."""
     steps: int = 1
     """Network calls an image; a student's own step counts only."""
     num_images: int = 64

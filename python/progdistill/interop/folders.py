@@ -62,7 +62,7 @@ def interrupted_replacements(path: Path) -> list[Path]:
 
 
 @contextmanager
-def blaming(file: Path, fix: str) -> Iterator[None]:
+def blaming(file: Path | str, fix: str) -> Iterator[None]:
     """Turns what a malformed description raises into a ValueError that names the file and the fix."""
     try:
         yield

@@ -234,7 +234,7 @@ class RoundsConfig(DataConfig, ScheduleConfig, RunConfig):
     """Which rounds a distillation has."""
 
     teacher: str = ""
-    """The teacher's folder."""
+    """The teacher's folder, or its id on the Hugging Face hub, perhaps with @REVISION."""
     data: str = ""
     """As in train; default: the data set that the teacher's folder records, read as it was then."""
     rounds: int = 10

@@ -260,6 +260,11 @@ def _converted(
 
 
 def _check_teacher(teacher: Denoiser, config: DistillConfig) -> None:
+    if next(teacher.network.parameters(), None) is None:
+        raise ValueError(
+            "the teacher's network has no parameters, and its students are trained copies of it: a plain function can "
+            "only be sampled; make it an nn.Module that holds the network it calls"
+        )
     wanted = config.teacher_steps
     if teacher.valid_steps is not None and wanted not in teacher.valid_steps:
         raise ValueError(
