@@ -16,6 +16,7 @@ _EXPORTS = {
     "Denoiser": "progdistill.core",
     "Sampler": "progdistill.sampling",
     "distill": "progdistill.training",
+    "export_diffusers": "progdistill.interop",
     "export_onnx": "progdistill.sampling",
     "export_program": "progdistill.sampling",
     "load": "progdistill.interop",
@@ -45,6 +46,7 @@ __all__ = [
     "data",
     "distill",
     "evaluation",
+    "export_diffusers",
     "export_onnx",
     "export_program",
     "interop",
@@ -63,7 +65,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from progdistill.core import Denoiser
-    from progdistill.interop import load, save
+    from progdistill.interop import export_diffusers, load, save
     from progdistill.sampling import Sampler, export_onnx, export_program, sample
     from progdistill.training import distill, train
 
