@@ -68,7 +68,16 @@ def _front_matter(denoiser: Denoiser, obstacle: str | None) -> str:
     if unconditional:
         fields["pipeline_tag"] = "unconditional-image-generation"
     fields |= {"tags": tags, "license": "unknown"}
+    base = [facts["source"] for facts in history(denoiser) if _on_hub(facts)]
+    if base:
+        fields["base_model"] = base[0]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
+
+
+def _on_hub(facts: dict[str, Any]) -> bool:
+    """Whether they name a model that was fetched from the hub, and not one of somebody's folders."""
+    source = facts.get("source")
+    return "revision" in facts and isinstance(source, str) and _HUB_ID.fullmatch(source) is not None
 
 
 def _is_student(denoiser: Denoiser) -> bool:
@@ -199,10 +208,20 @@ _COLUMNS = {
     "loss": lambda facts: _text(facts, "loss_type"),
     "weighting": lambda facts: _text(facts, "weighting"),
     "last loss": lambda facts: number(facts.get("loss")),
-    "teacher's steps": lambda facts: number(facts.get("teacher_steps")),
-    "distance to the teacher": lambda facts: _with_error(facts, "student_distance"),
+    "teacher's steps": lambda facts: number(facts.get("teacher_steps", facts.get("sampling_steps"))),
+    "distance to the teacher": lambda facts: (
+        _with_error(facts, "student_distance") or _with_error(facts, "conversion_distance")
+    ),
     "teacher in as few steps": lambda facts: _with_error(facts, "teacher_distance"),
 }
+
+
+def _round(facts: dict[str, Any]) -> str:
+    recipe = facts.get("recipe")
+    name = _RECIPES.get(recipe, recipe) if isinstance(recipe, (str, type(None))) else "?"
+    if recipe == "convert" and "from" in facts and "to" in facts:
+        name = f"{name}, {facts['from']} to {facts['to']}"
+    return escaped(str(name))
 
 
 def _rounds(denoiser: Denoiser) -> str:
@@ -211,9 +230,8 @@ def _rounds(denoiser: Denoiser) -> str:
     known = {title: column for title, column in cells.items() if any(column)}
     if not known:
         return ""
-    names = [_RECIPES.get(recipe, recipe) for recipe in (facts.get("recipe") for facts in rounds)]
     rows = [["", *known], ["---"] * (1 + len(known))]
-    rows += [[escaped(str(name)), *(column[i] for column in known.values())] for i, name in enumerate(names)]
+    rows += [[_round(facts), *(column[i] for column in known.values())] for i, facts in enumerate(rounds)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     if "distance to the teacher" not in known:
         return table

@@ -18,8 +18,8 @@ def diffusers_obstacle(denoiser: Denoiser, config: UNetConfig) -> str | None:
     count = level_count(denoiser)
     if denoiser.prediction_type == "sample_epsilon":
         return (
-            "diffusers knows no two-headed networks; a conversion round makes a v_prediction student of the same step "
-            "count of it"
+            "diffusers knows no two-headed networks; `progdistill convert --teacher FOLDER --output-dir RUN` makes a "
+            "v_prediction student of the same step counts of it"
         )
     unreachable = [steps for steps in denoiser.valid_steps or () if count % steps]
     if unreachable:

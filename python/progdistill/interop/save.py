@@ -100,7 +100,8 @@ def config_of(denoiser: Denoiser) -> UNetConfig:
             f"only a progdistill.nets.unet.UNet can be saved as a model folder, this network is a "
             f"{type(network).__name__}. If it wraps one, save denoiser.with_network(network.module) "
             "(DistributedDataParallel) or denoiser.with_network(network._orig_mod) (torch.compile); of any other, keep "
-            "the state_dict() in a safetensors file of your own"
+            "the state_dict() in a safetensors file of your own (EDM's preconditioning and the like, which scale what "
+            "goes in and out of a network, are beyond a UNet2DModel)"
         )
     check_fits(network.config, denoiser.sample_shape, denoiser.prediction_type, denoiser.num_classes)
     return dataclasses.replace(network.config, sample_size=image_size(denoiser.sample_shape))
