@@ -211,6 +211,8 @@ def _distill_round(
         "steps": steps,
         "updates": updates,
         "seconds": round(result.seconds, 3),
+        "weighting": config.weighting,
+        "loss_type": config.loss_type,
         "data": batches.dataset.name,
         "teacher": teacher.provenance,
         **comparison,
