@@ -17,6 +17,7 @@ _EXPORTS = {
     "Sampler": "progdistill.sampling",
     "convert": "progdistill.training",
     "distill": "progdistill.training",
+    "export_diffusers": "progdistill.interop",
     "export_onnx": "progdistill.sampling",
     "export_program": "progdistill.sampling",
     "fit_solver": "progdistill.sampling.solvers",
@@ -52,6 +53,7 @@ __all__ = [
     "data",
     "distill",
     "evaluation",
+    "export_diffusers",
     "export_onnx",
     "export_program",
     "fit_solver",
@@ -75,7 +77,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from progdistill.core import Denoiser, from_edm, from_flow_matching
-    from progdistill.interop import load, load_guided_diffusion, load_salimans_ho, save
+    from progdistill.interop import export_diffusers, load, load_guided_diffusion, load_salimans_ho, save
     from progdistill.sampling import Sampler, export_onnx, export_program, sample
     from progdistill.sampling.solvers import fit_solver
     from progdistill.training import convert, distill, train

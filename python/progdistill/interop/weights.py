@@ -25,9 +25,13 @@ _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 _SHOWN = 5
 
 
-def write_weights(state: Mapping[str, Tensor], file: Path) -> None:
-    """Writes a state dict as contiguous float32, flushed to the disk."""
-    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
+def write_weights(state: Mapping[str, Tensor], file: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes a state dict as contiguous tensors of `dtype`, flushed to the disk.
+
+    A table of times stays float32: in 16 bits neighbouring levels would look alike.
+    """
+    dtypes = {"time_proj.weight": torch.float32}
+    tensors = {name: tensor.detach().to("cpu", dtypes.get(name, dtype)).contiguous() for name, tensor in state.items()}
     with replace_atomic(file) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
 

@@ -219,6 +219,8 @@ def _distill_round(
         "updates": updates,
         "seconds": round(result.seconds, 3),
         "precision": result.precision,
+        "weighting": config.weighting,
+        "loss_type": config.loss_type,
         "data": batches.dataset.name,
         "teacher": teacher.provenance,
         **comparison,
