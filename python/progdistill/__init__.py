@@ -18,6 +18,7 @@ _EXPORTS = {
     "distill": "progdistill.training",
     "export_onnx": "progdistill.sampling",
     "export_program": "progdistill.sampling",
+    "fit_solver": "progdistill.sampling.solvers",
     "from_edm": "progdistill.core",
     "from_flow_matching": "progdistill.core",
     "load": "progdistill.interop",
@@ -51,6 +52,7 @@ __all__ = [
     "evaluation",
     "export_onnx",
     "export_program",
+    "fit_solver",
     "from_edm",
     "from_flow_matching",
     "interop",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from progdistill.core import Denoiser, from_edm, from_flow_matching
     from progdistill.interop import load, load_guided_diffusion, load_salimans_ho, save
     from progdistill.sampling import Sampler, export_onnx, export_program, sample
+    from progdistill.sampling.solvers import fit_solver
     from progdistill.training import distill, train
 
 

@@ -18,7 +18,7 @@ from progdistill.sampling.images import FORM_OF, check_output_type, delivered, t
 from progdistill.sampling.latents import generator_latents, image_seeds, seeded_latents
 from progdistill.sampling.sampler import GraphMode
 from progdistill.sampling.sampler_cache import sampler_for
-from progdistill.sampling.solvers import Solver, chosen_solver
+from progdistill.sampling.solvers import FittedSolver, Solver, chosen_solver
 from progdistill.sampling.stochastic import stochastic
 
 SAMPLERS = ("ddim", "stochastic", "double_step")
@@ -37,7 +37,7 @@ def sample(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     sampler: str = "ddim",
     gamma: float = 0.5,
-    solver: str | None = None,
+    solver: str | FittedSolver | None = None,
     grid: str | Sequence[float] | Tensor = "trailing",
     solver_options: Mapping[str, Any] | None = None,
     clip: float | None = None,
@@ -63,8 +63,9 @@ def sample(
         generator: torch generator(s); reproduces the noise of diffusers' pipelines instead of seeds.
         sampler: "ddim" (deterministic), "stochastic" (the paper's, see `gamma`) or "double_step" (Meng et al. 2023).
         gamma: noise level of the stochastic sampler, 0 = lower, 1 = upper bound of the variance.
-        solver: instead of a sampler, a solver of the probability-flow ODE for a teacher, one of
-            `sampling.solvers.SOLVERS`, such as "dpmpp_3m", "ipndm" or "unipc_3". A student was made for DDIM.
+        solver: instead of a sampler, a solver of the probability-flow ODE for a teacher: one of
+            `sampling.solvers.SOLVERS`, such as "dpmpp_3m", "ipndm" or "unipc_3", or what `fit_solver` has made, which
+            has its own grid. A student was made for DDIM.
         grid: where the solver's steps are; see `sampling.solvers.make_grid`.
         solver_options: further keyword arguments of the solver and the grid, such as analytic_first_step=True,
             thresholding=Thresholding(), sigma_min=0.006.
@@ -115,12 +116,25 @@ def sample(
         guidance_scale=scales,
         sampler=sampler,
         gamma=gamma,
-        solver=None if solver is None else chosen_solver(model, solver, steps, grid, **(solver_options or {})),
+        solver=_solver(model, solver, steps, grid, solver_options or {}),
         clip=clip,
         max_batch_size=max_batch_size,
         progress=progress,
     )
     return to_output(x, output_type)
+
+
+def _solver(
+    model: Denoiser, solver: str | FittedSolver | None, steps: int, grid: Any, options: Mapping[str, Any]
+) -> Solver | FittedSolver | None:
+    if solver is None or isinstance(solver, str):
+        return None if solver is None else chosen_solver(model, solver, steps, grid, **options)
+    if steps != solver.steps or options or grid != "trailing":
+        raise ValueError(
+            f"the solver was fitted for {solver.steps} steps of a grid of its own; pass steps={solver.steps} and leave "
+            "grid and solver_options out"
+        )
+    return solver
 
 
 def _part(values: Tensor | None, part: slice) -> Tensor | None:
@@ -150,7 +164,7 @@ def generate(
     guidance_scale: Tensor | None = None,
     sampler: str = "ddim",
     gamma: float = 0.5,
-    solver: Solver | None = None,
+    solver: Solver | FittedSolver | None = None,
     clip: float | None = None,
     max_batch_size: int = 256,
     progress: bool = False,

@@ -34,7 +34,7 @@ def ipndm(phis: Sequence[float], order: int = 4) -> list[Stage]:
             continue
         factor, weight = ddim_coefficients(s, t, "eps")
         outputs = tuple(weight * w for w in _EQUIDISTANT[min(order, i + 1)])
-        stages.append(Stage(s, t, "eps", Combination(anchor=factor, outputs=outputs)))
+        stages.append(Stage(s, t, "eps", Combination(anchor=factor, outputs=outputs), averaged=True))
     return stages
 
 
@@ -64,7 +64,7 @@ def adams_bashforth(
             continue
         factor = math.cos(t) / math.cos(s)
         outputs = tuple(math.cos(t) * c for c in _integrals(s, t, known, variable))
-        stages.append(Stage(s, t, "eps", Combination(anchor=factor, outputs=outputs)))
+        stages.append(Stage(s, t, "eps", Combination(anchor=factor, outputs=outputs), averaged=True))
     return stages
 
 

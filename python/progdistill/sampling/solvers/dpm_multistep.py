@@ -44,7 +44,7 @@ def dpm_solver_multistep(
             stages.append(ddim_stage(s, t, quantity))
             continue
         factor, outputs = _step(angles[i - now + 1 : i + 2], quantity, corrected)
-        stages.append(Stage(s, t, quantity, Combination(anchor=factor, outputs=outputs)))
+        stages.append(Stage(s, t, quantity, Combination(anchor=factor, outputs=outputs), averaged=True))
     return stages
 
 

@@ -6,7 +6,7 @@ is always the variance-preserving one; a solver that is written for EDM's x + si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +38,9 @@ class Stage(NamedTuple):
     """The state that follows."""
     anchor: Combination | None = Combination(state=1.0)
     """What becomes the anchor before `result` is formed: at the start of a step its state. None: it stays."""
+    averaged: bool = False
+    """What a learned correction (`corrections` of `solve`) changes: the weighted mean of the outputs, as in multistep
+    solvers, or else the newest output alone."""
     analytic: bool = False
     """No network call: eps is taken to be the state itself, which is right where there is nothing but noise."""
 
@@ -60,6 +63,7 @@ def solve(
     cond: Condition | None = None,
     *,
     clip: float | None = None,
+    corrections: Sequence[float] | None = None,
     thresholding: Thresholding | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
@@ -71,31 +75,63 @@ def solve(
         stages: what a solver of this package makes of a grid of angles.
         cond: what the samples are conditioned on.
         clip: None, or the bound of |x| in every call, with eps and v recomputed.
+        corrections: a number kappa for each stage: its output O counts as O + kappa (O - O of the stage before) (D-ODE
+            solvers, Kim et al. 2024, eq. 10; before the first stage O is z for solvers of eps). 0 changes nothing.
         thresholding: None, or dynamic thresholding of x in every call (pixels only).
         callback: called as callback(number of the stage, z) after each.
 
     Returns:
         z at the last stage's `phi_next`; at angle 0 the clean sample, not yet clamped to the data's range.
     """
-    wanted = {stage.quantity for stage in stages}
-    combinations = [part for stage in stages for part in (stage.result, stage.anchor) if part is not None]
-    longest = max((len(part.outputs) for part in combinations), default=0)
-    history: dict[str, list[Tensor]] = {quantity: [] for quantity in wanted}
-    anchor = z
+    state = SolverState(z, stages)
     for number, stage in enumerate(stages):
         if stage.analytic:
-            found = analytic_predictions(z, stage.phi, wanted)
+            found = analytic_predictions(state.z, stage.phi, state.quantities)
         else:
-            found = predictions(denoiser, z, stage.phi, cond, wanted, clip, thresholding)
-        for quantity, value in found.items():
-            history[quantity] = [value, *history[quantity][: longest - 1]]
-        outputs = history[stage.quantity]
-        if stage.anchor is not None:
-            anchor = combined(stage.anchor, z, anchor, outputs)
-        z = combined(stage.result, z, anchor, outputs)
+            found = predictions(denoiser, state.z, stage.phi, cond, state.quantities, clip, thresholding)
+        change = state.follow(stage, found, corrected=corrections is not None)
+        if corrections is not None and corrections[number] != 0.0:
+            state.z = torch.add(state.z, change, alpha=corrections[number])
         if callback is not None:
-            callback(number, z)
-    return z
+            callback(number, state.z)
+    return state.z
+
+
+class SolverState:
+    """All that a solver remembers between two network calls."""
+
+    def __init__(self, z: Tensor, stages: Sequence[Stage]) -> None:
+        self.z = self.anchor = z
+        self.quantities = {stage.quantity for stage in stages}
+        combinations = [part for stage in stages for part in (stage.result, stage.anchor) if part is not None]
+        self._longest = max((len(part.outputs) for part in combinations), default=0)
+        self._outputs: dict[str, list[Tensor]] = {quantity: [] for quantity in self.quantities}
+        # At pure noise eps is the state; of x nothing is known there.
+        self._before = z if "eps" in self.quantities else None
+
+    def follow(self, stage: Stage, found: Mapping[str, Tensor], *, corrected: bool = False) -> Tensor | None:
+        """Moves on to the stage's result, given the outputs at `z`.
+
+        Returns (with `corrected`) what the result changes by for a correction of 1, None where there is nothing to
+        compare the output with.
+        """
+        for quantity, value in found.items():
+            self._outputs[quantity] = [value, *self._outputs[quantity][: self._longest - 1]]
+        outputs = self._outputs[stage.quantity]
+        if stage.anchor is not None:
+            self.anchor = combined(stage.anchor, self.z, self.anchor, outputs)
+        self.z = combined(stage.result, self.z, self.anchor, outputs)
+        return self._change(stage, outputs) if corrected else None
+
+    def _change(self, stage: Stage, outputs: Sequence[Tensor]) -> Tensor | None:
+        if stage.quantity == "v":  # a step from noise of a solver of eps, which is the state there
+            self._before = self._outputs["eps"][0] if "eps" in self.quantities else None
+            return None
+        weights = stage.result.outputs if stage.averaged else stage.result.outputs[:1]
+        total = sum(weights)
+        now = combined(Combination(outputs=tuple(weight / total for weight in weights)), self.z, self.z, outputs)
+        before, self._before = self._before, now
+        return None if before is None else total * (now - before)
 
 
 def combined(combination: Combination, z: Tensor, anchor: Tensor, outputs: Sequence[Tensor]) -> Tensor:

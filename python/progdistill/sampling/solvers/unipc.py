@@ -42,7 +42,7 @@ def unipc(
         of = "v" if from_noise and quantity == "eps" else quantity
         factor, weight = ddim_coefficients(s, t, of)
         predicted = (weight,) if from_noise or t <= 0.0 else _predicted(nodes, weight, quantity, variant)
-        stages.append(Stage(s, t, of, Combination(anchor=factor, outputs=predicted), anchor=correction))
+        stages.append(Stage(s, t, of, Combination(anchor=factor, outputs=predicted), correction, averaged=True))
         if from_noise or i == count - 1:
             correction = Combination(state=1.0)
         else:
