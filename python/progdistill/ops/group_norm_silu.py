@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from progdistill.ops import native
 from progdistill.ops.backends import choose, declare
 from progdistill.ops.layout import dense, memory_format
 from progdistill.ops.registration import register
@@ -109,7 +110,7 @@ def _check(x, weight, bias, groups, eps, skip, shift, scale_shift, residual) -> 
         raise TypeError(f"x is {x.dtype}; expected float32, float64 or bfloat16")
     if x.dim() != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, C, H, W)")
-    samples, channels, height, width = x.shape
+    samples, channels = x.shape[:2]
     if residual is not None:
         _check_image("residual", residual, x)
     normalised = channels
@@ -189,6 +190,30 @@ def _channels_last(image: Tensor | None) -> Tensor | None:
 #     and may be wanted without a shift. dweight, dbias (C + C',), dshift and dscale_shift (B, 2 (C + C')) are float32.
 
 
+def _forward_native(y, sum, mean, rstd, x, skip, *values) -> None:
+    workspace = _workspace(mean, x, skip, False)
+    tensors = (y, sum, mean, rstd, x, skip, *values[:-3])
+    native._C.group_norm_silu(*map(_view, tensors), *values[-3:], workspace, native.run(x))
+
+
+def _backward_native(*arguments) -> None:
+    *tensors, groups, silu = arguments
+    u, skip, mean = tensors[8], tensors[9], tensors[14]
+    workspace = _workspace(mean, u, skip, True)
+    native._C.group_norm_silu_backward(*map(_view, tensors), groups, silu, workspace, native.run(u))
+
+
+def _workspace(mean: Tensor, x: Tensor, skip: Tensor | None, backward: bool):
+    samples, channels, height, width = x.shape
+    others = 0 if skip is None else skip.shape[1]
+    count = native._C.group_norm_workspace(samples, height * width, channels, others, mean.shape[1], backward)
+    return _view(mean.new_empty(count))
+
+
+def _view(tensor: Tensor | None):
+    return None if tensor is None else native.view(tensor)
+
+
 def _forward_triton(*arguments) -> None:
     from progdistill.ops.triton_kernels import group_norm_silu
 
@@ -201,8 +226,11 @@ def _backward_triton(*arguments) -> None:
     group_norm_silu.backward(*arguments)
 
 
-declare("group_norm_silu", {"reference": group_norm_silu_reference, "triton": _forward_triton})
-_BACKWARD = {_forward_triton: _backward_triton}
+declare(
+    "group_norm_silu",
+    {"reference": group_norm_silu_reference, "cuda": _forward_native, "triton": _forward_triton},
+)
+_BACKWARD = {_forward_native: _backward_native, _forward_triton: _backward_triton}
 
 
 def _implementation(

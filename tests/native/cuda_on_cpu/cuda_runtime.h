@@ -54,6 +54,9 @@ void* slot_of(unsigned lane);
 unsigned current_lane();
 void next_slots();
 
+/// The block's shared memory of dynamicSmemBytes; NaNs where nobody has written.
+void* dynamic_shared();
+
 /// Runs body(context) once for every thread of every block; a barrier that not all of its threads reach is an error.
 cudaError_t run(const cudaLaunchConfig_t& config, void (*body)(void*), void* context);
 
@@ -68,6 +71,9 @@ T exchanged(T value, unsigned from) {
 }
 
 }  // namespace cuda_on_cpu
+
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 
 inline void __stwb(uint4* to, uint4 value) { *to = value; }
 
