@@ -37,9 +37,9 @@ def check_against_float64(name: str, device: str, batch: int) -> None:
     given = inputs(CONFIGS[name], torch.tensor([999.0, 0.0, 37.5]))
     net, (sample, times, labels) = network(name), (None if t is None else t[:batch] for t in given)
     exact = gradients(copy.deepcopy(net).double(), (sample.double(), times, labels))
-    assert sums_wait(sample.to(device)) and not sums_wait(sample.double().to(device))
-    labels = None if labels is None else labels.to(device)
-    given = (sample.to(device).contiguous(memory_format=LAST), times.to(device), labels)
+    sample = sample.to(device).contiguous(memory_format=LAST)
+    assert sums_wait(sample) and not sums_wait(sample.double())
+    given = (sample, times.to(device), None if labels is None else labels.to(device))
     for own, bound in ((net.to(memory_format=LAST), 2e-5), (bfloat16_twin(net), 0.1)):
         results = gradients(copy.deepcopy(own).to(device), given)
         assert results["output"].is_contiguous(memory_format=LAST)
