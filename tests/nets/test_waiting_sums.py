@@ -12,10 +12,11 @@ from nets.small_networks import CONFIGS, gradients, inputs, random_weights
 from progdistill.nets import pending_sum
 from progdistill.nets.layers import pointwise
 from progdistill.nets.pending_sum import PendingSum
+from progdistill.nets.resnet import ResnetBlock
 from progdistill.nets.unet import UNet
 
 TIMES = torch.tensor([999.0, 0.0, 37.5])
-CONTIGUOUS = ("digits8", "small", "attention_conv", "attention_resnet", "scale_shift_with_middle_norm")
+LAST = torch.channels_last
 
 
 @pytest.fixture
@@ -28,33 +29,25 @@ def waiting(monkeypatch):
     return switch
 
 
-def network(name: str, seed: int = 0) -> UNet:
+def case(name: str, dtype: torch.dtype = torch.float64) -> tuple[UNet, tuple]:
+    """A network and its arguments, in channels_last order."""
     net = UNet(CONFIGS[name]).eval()
-    net.load_state_dict(random_weights(net, seed))
-    return net
-
-
-def arguments(name: str) -> tuple[torch.Tensor, ...]:
+    net.load_state_dict(random_weights(net))
     times = TIMES.round() if CONFIGS[name].time_embedding_type == "learned" else TIMES
     sample, times, labels = inputs(CONFIGS[name], times)
-    return sample, times, labels
-
-
-def wide(given: tuple) -> tuple:
-    return tuple(t.double() if t is not None and t.is_floating_point() else t for t in given)
+    if labels is not None and labels.is_floating_point():
+        labels = labels.to(dtype)
+    return net.to(dtype).to(memory_format=LAST), (sample.to(dtype).contiguous(memory_format=LAST), times, labels)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_nothing_changes_in_float64(name, waiting):
-    memory_format = torch.contiguous_format if name in CONTIGUOUS else torch.channels_last
-    net = network(name).double().to(memory_format=memory_format)
-    sample, *rest = wide(arguments(name))
-    given = (sample.contiguous(memory_format=memory_format), *rest)
+    net, given = case(name)
     waiting(False)
     expected = gradients(net, given)
     waiting(True)
     results = gradients(net, given)
-    assert results["output"].is_contiguous(memory_format=memory_format)
+    assert results["output"].is_contiguous(memory_format=LAST)
     for key, value in results.items():
         tolerance = 1e-12 * (1 + expected[key].abs().max().item())
         torch.testing.assert_close(value, expected[key], rtol=0, atol=tolerance, msg=lambda text, k=key: k + text)
@@ -62,47 +55,58 @@ def test_nothing_changes_in_float64(name, waiting):
 
 @pytest.mark.parametrize("name", ["ddpm-cifar10-32", "imagenet64"])
 def test_a_fixed_time_holds_either_way(name, waiting):
-    net = network(name).double()
-    sample, _, *labels = wide(arguments(name))
+    net, (sample, _, *labels) = case(name)
     waiting(False)
     expected, fixed = net(sample, 7.5, *labels), [net.fixed_time(7.5)]
     waiting(True)
-    for time in [*fixed, net.fixed_time(7.5)]:
-        torch.testing.assert_close(net(sample, time, *labels), expected, rtol=0, atol=1e-12)
-    waiting(False)
-    torch.testing.assert_close(net(sample, time, *labels), expected, rtol=0, atol=1e-12)
+    fixed.append(net.fixed_time(7.5))
+    for on in (False, True):
+        waiting(on)
+        for time in fixed:
+            torch.testing.assert_close(net(sample, time, *labels), expected, rtol=0, atol=1e-12)
 
 
 def test_the_same_elements_are_dropped(waiting):
-    net = network("small").double().train()
-    for module in net.modules():
-        if hasattr(module, "dropout"):
-            module.dropout = 0.5
+    net, given = case("small")
+    for block in net.train().modules():
+        if isinstance(block, ResnetBlock):
+            block.dropout = 0.5
     outputs = []
     for on in (False, True):
         waiting(on)
         torch.manual_seed(3)
-        outputs.append(net(*wide(arguments("small"))))
+        outputs.append(net(*given))
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
-    assert (outputs[0] - net(*wide(arguments("small")))).abs().max() > 0.01
+    assert (outputs[0] - net(*given)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["small", "scale_shift_with_middle_norm"])
 def test_compiles_without_graph_breaks(name, waiting):
     waiting(True)
-    net, given = network(name).to(memory_format=torch.channels_last), arguments(name)
+    net, given = case(name, torch.float32)
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*given), net(*given), rtol=0, atol=0)
 
 
 def test_an_exported_graph_waits_for_nothing(waiting, monkeypatch):
     """It is to be plain PyTorch, also where there is a kernel."""
-    net, given = network("small"), arguments("small")
+    net, given = case("small")
     expected = net(*given)
     waiting(True)
     monkeypatch.setattr(pending_sum, "group_norm_silu", None)
     program = torch.export.export(net, given)
     torch.testing.assert_close(program.module()(*given), expected)
+
+
+def test_other_orders_than_channels_last_do_not_wait(waiting, monkeypatch):
+    """For the kernels would copy all images there and back."""
+    net, (sample, *rest) = case("small")
+    expected = net(sample, *rest)
+    waiting(True)
+    monkeypatch.setattr(pending_sum, "group_norm_silu", None)
+    output = net.to(memory_format=torch.contiguous_format)(sample.contiguous(), *rest)
+    assert output.is_contiguous()
+    torch.testing.assert_close(output, expected)
 
 
 class TestPendingSum:
@@ -139,15 +143,16 @@ class TestPendingSum:
         torch.testing.assert_close(PendingSum(x, shift, waits=waits).formed(), exact)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("channels", [(5,), (5, 3)])
-def test_pointwise(channels, memory_format):
-    parts = [torch.randn(2, c, 4, 6, dtype=torch.float64).contiguous(memory_format=memory_format) for c in channels]
+def test_pointwise(channels):
+    parts = [torch.randn(2, c, 4, 6, dtype=torch.float64).contiguous(memory_format=LAST) for c in channels]
     weight = torch.randn(7, sum(channels), 1, 1, dtype=torch.float64)
     operands = [tensor.requires_grad_() for tensor in (weight, *parts)]
     result, expected = pointwise(*operands), torch.nn.functional.conv2d(torch.cat(parts, dim=1), weight)
-    assert result.is_contiguous(memory_format=memory_format)
+    assert result.is_contiguous(memory_format=LAST)
     torch.testing.assert_close(result, expected)
     grad = torch.randn_like(expected)
     for got, wanted in zip(*(torch.autograd.grad(y, operands, grad) for y in (result, expected)), strict=True):
         torch.testing.assert_close(got, wanted)
+    by_itself = pointwise(weight, *(part.contiguous() for part in parts))
+    torch.testing.assert_close(by_itself, expected)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from progdistill.ops.layout import memory_format
 
 
 def convolve(conv: nn.Conv2d, x: Tensor, *, bias: bool = True) -> Tensor:
@@ -23,13 +20,11 @@ def project(linear: nn.Linear, x: Tensor, *, bias: bool = True) -> Tensor:
 def pointwise(weight: Tensor, *parts: Tensor) -> Tensor:
     """The 1x1 convolution of the concatenated channels of `parts`, which are not concatenated: (B, C', H, W).
 
-    `weight`: (C', C, 1, 1). `parts`: (B, C_i, H, W), sum C_i = C, of one dtype and memory format, which the result
-    has. channels_last parts are read where they lie, and each product is added to those before as it is written.
+    `weight`: (C', C, 1, 1). `parts`: (B, C_i, H, W) of one dtype, sum C_i = C; channels_last ones are read where they
+    lie. Each product is added to those before as it is written. The result is channels_last.
     """
     # Autocast knows no products that are added in place.
     matrices = weight.to(parts[0].dtype).split([part.shape[1] for part in parts], dim=1)
-    if any(memory_format(part) != torch.channels_last for part in parts):
-        return sum(F.conv2d(part, matrix) for part, matrix in zip(parts, matrices, strict=True))
     batch, _, height, width = parts[0].shape
     product = None
     for part, matrix in zip(parts, matrices, strict=True):

@@ -11,12 +11,14 @@ from progdistill.ops.group_norm_silu import group_norm_silu, group_norm_silu_ref
 
 
 def sums_wait(x: Tensor) -> bool:
-    """Whether sums with such a tensor, biases too, and concatenations are left to the norm that follows.
+    """Whether sums with such an image, biases too, and concatenations are left to the norm that follows.
 
-    A kernel forms them on its way. Plain PyTorch takes a pass for each, while its convolutions add their bias for
-    nothing on a CPU; and exported graphs are to be plain PyTorch.
+    A kernel forms them on its way, in channels_last order. Plain PyTorch takes a pass for each, while its convolutions
+    add their bias for nothing on a CPU; and exported graphs are to be plain PyTorch.
     """
-    return not torch.compiler.is_exporting() and _has_kernel(x.device.type, x.dtype)
+    if torch.compiler.is_exporting() or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return _has_kernel(x.device.type, x.dtype)
 
 
 def _has_kernel(device: str, dtype: torch.dtype) -> bool:

@@ -20,6 +20,7 @@ class UNet(nn.Module):
 
     Weights are drawn as Salimans & Ho 2022 do (see :func:`initialise`), so a fresh network returns zeros.
     Weights and sample may both be contiguous or both channels_last; the activations stay as they are.
+    Vectors may be wider than matrices (`progdistill.nets.bfloat16_twin`).
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -59,7 +60,7 @@ class UNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, to which ``forward`` brings its input."""
+        """The dtype of the weights' matrices, to which ``forward`` brings its input."""
         return self.conv_in.weight.dtype
 
     def forward(
@@ -74,7 +75,8 @@ class UNet(nn.Module):
         ``class_labels``: (B,) integers below ``num_class_embeds``; (B,) numbers for
         ``class_embed_type="timestep"``; (B, time_embed_dim) for ``"identity"``; None without classes.
 
-        Returns (B, out_channels, H, W) in the dtype that the weights (or autocast) compute in. Raises
+        Returns (B, out_channels, H, W) in the dtype that the weights (or autocast) compute in, or in that of the
+        output's bias if it is wider: the sum is then formed in it. Raises
         ValueError for shapes that do not fit and for missing or superfluous labels, and on the CPU for values
         out of range.
         """
