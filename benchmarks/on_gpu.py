@@ -33,6 +33,7 @@ KERNELS = ("{python}", "{root}/benchmarks/kernels.py", "--device", "cuda", "--ou
 SAMPLING = ("{python}", "{root}/benchmarks/sampling.py", "--device", "cuda", "--output", "{results}", "--csv")
 CONVOLUTIONS = ("{python}", "{root}/benchmarks/convolutions.py", "--device", "cuda", "--output", "{results}")
 TRAIN_STEP = ("{python}", "{root}/benchmarks/train_step.py", "--device", "cuda", "--output", "{results}")
+PRECISION = ("{python}", "{root}/benchmarks/precision.py", "--device", "cuda", "--output", "{results}")
 
 STAGES = (
     Stage(
@@ -96,6 +97,11 @@ STAGES = (
             ("", ("--contenders", "progdistill", "eager", "NCHW")),
             ("-channels-last", ("--contenders", "progdistill", "channels_last")),
         )
+    ),
+    Stage("precision-steps", (*PRECISION, "--train-updates", "2000", "--rounds"), 470),
+    *(
+        Stage(f"precision-rounds-{steps}", (*PRECISION, "--teacher-steps", "8", "--rounds", steps), 470)
+        for steps in ("64", "256", "1024")
     ),
 )
 

@@ -34,6 +34,7 @@ TEACHER_STEPS = tuple(2**k for k in range(3, 13))
 # Of the float32 student's distance from its teacher: less than a round's own spread over seeds.
 ALLOWED = 0.05
 DRAWN = 8192
+FEW_STEPS = 8
 
 
 def dataset_of(source: str, shape: tuple[int, ...]) -> ImageDataset:
@@ -141,14 +142,16 @@ def run(arguments: argparse.Namespace, save: Callable[[dict], None]) -> dict[str
     settings = {
         "train_batch_size": arguments.batch_size,
         "updates_per_round": arguments.updates,
-        "learning_rate": arguments.learning_rate,
         "ema_decay": 0.98,
         "logging_steps": max(1, arguments.updates // 4),
         "device": arguments.device,
         "progress": False,
     }
     for steps in arguments.rounds:
-        found["rounds"].append(compare_rounds(teacher, dataset, steps, arguments.images, settings))
+        # What there is to learn shrinks as 1 / N, and AdamW's steps do not.
+        rate = arguments.learning_rate * min(1.0, FEW_STEPS / steps)
+        own = {**settings, "learning_rate": rate}
+        found["rounds"].append(compare_rounds(teacher, dataset, steps, arguments.images, own))
         print(round_line(found["rounds"][-1]), flush=True)
         save(found)
     return found
@@ -164,7 +167,7 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--teacher-steps", nargs="+", type=positive, metavar="N", help="default: 8 16 32 ... 4096")
     parser.add_argument("--rounds", nargs="*", type=positive, metavar="N", help="of students of N steps; default: some")
     parser.add_argument("--updates", type=positive, help="of a round; default: 200, with --quick 2")
-    parser.add_argument("--learning-rate", type=float, help="of a round; default: 2e-3 for digits8, else 1e-4")
+    parser.add_argument("--learning-rate", type=float, help="at 8 student steps; default: 2e-3 for digits8, else 1e-4")
     parser.add_argument("--batch-size", type=positive, help="default: 64, with --quick 4")
     parser.add_argument("--images", type=positive, help="that are measured; default: 128, with --quick 4")
     arguments = parsed(parser, words)
