@@ -16,14 +16,6 @@ LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 LR, DECAY, MAX_NORM = 1e-2, 0.99, 1.0
 
 
-@pytest.fixture
-def backend(backend):
-    """The backends that have this operation: not Triton."""
-    if backend.name not in backends.declared()["adamw_ema"]:
-        pytest.skip(f"backend {backend.name} has no adamw_ema")
-    return backend
-
-
 def in_order(tensor, last):
     return tensor.contiguous(memory_format=LAST[tensor.dim()]) if last and tensor.dim() in LAST else tensor
 

@@ -7,17 +7,8 @@ import pytest
 import torch
 
 from progdistill import ops
-from progdistill.ops import backends
 
 SHAPES = [(5, 3, 3, 3), (4099,), (0,), (7, 11), (1,), ()]
-
-
-@pytest.fixture
-def backend(backend):
-    """The backends that have this operation: not Triton."""
-    if backend.name not in backends.declared()["gradient_norm"]:
-        pytest.skip(f"backend {backend.name} has no gradient_norm")
-    return backend
 
 
 def gradients(dtype=torch.float32, size=1.0, shapes=SHAPES):
@@ -98,5 +89,3 @@ def test_bad_input_is_named():
         ops.gradient_norm([torch.zeros(1), torch.zeros(1, device="meta")])
     with pytest.raises(ValueError, match=r"pass grads\[0\].detach"):
         ops.gradient_norm([torch.zeros(1, requires_grad=True)])
-    with pytest.raises(ValueError, match="backend 'triton' does not implement gradient_norm"):
-        ops.gradient_norm([torch.zeros(1)], backend="triton")
