@@ -34,8 +34,13 @@ class NormArguments {
       throw py::value_error(
           "groups is " + std::to_string(groups) + ", which does not divide the " + std::to_string(all) + " channels");
     }
-    if (height_ * width_ < 1) throw py::value_error("x has shape " + image.shape_text() + ", without pixels");
-    size_ = {image.size(0),           height_ * width_,         static_cast<int>(channels), static_cast<int>(others),
+    const int64_t pixels = height_ * width_;
+    if (pixels < 1 || pixels * all > INT32_MAX) {
+      throw py::value_error(
+          "x has shape " + image.shape_text() + ", " + std::to_string(all) +
+          " channels with skip; the kernels take samples of 1 to 2^31 - 1 elements (backend=\"reference\" takes any)");
+    }
+    size_ = {image.size(0), static_cast<int>(pixels), static_cast<int>(channels), static_cast<int>(others),
              static_cast<int>(groups), image.dtype()};
   }
 
@@ -122,7 +127,7 @@ int64_t workspace_size(const GroupNormSize& size, bool backward) {
 }
 
 int64_t call_workspace(
-    int64_t samples, int64_t pixels, int channels, int skip_channels, int groups, bool backward) {
+    int64_t samples, int pixels, int channels, int skip_channels, int groups, bool backward) {
   return workspace_size({samples, pixels, channels, skip_channels, groups, DType::float32}, backward);
 }
 

@@ -9,7 +9,8 @@
 
 namespace progdistill::cuda {
 
-/// Width channels of a pixel as they lie in memory: few registers until they are looked at.
+/// Width channels of a pixel as they lie in memory: few registers until they are looked at. The intrinsics say that it
+/// is the device's memory, which the compiler does not always see.
 template <class Element, int Width>
 struct Packed {
   static constexpr int kPerVector = 16 / sizeof(Element);
@@ -17,10 +18,23 @@ struct Packed {
 
   __device__ void load(const Element* from) {
 #pragma unroll
-    for (int v = 0; v < Width / kPerVector; ++v) words[v] = load_words(from + v * kPerVector);
+    for (int v = 0; v < Width / kPerVector; ++v) {
+      const uint4 whole = __ldcg(reinterpret_cast<const uint4*>(from) + v);
+      words[v] = {{whole.x, whole.y, whole.z, whole.w}};
+    }
+  }
+  __device__ void store(Element* to) const {
+#pragma unroll
+    for (int v = 0; v < Width / kPerVector; ++v) {
+      const Words& from = words[v];
+      __stwb(reinterpret_cast<uint4*>(to) + v, uint4{from.word[0], from.word[1], from.word[2], from.word[3]});
+    }
   }
   __device__ float operator[](int i) const {
     return as_state<float>(cut<Element>(words[i / kPerVector], i % kPerVector));
+  }
+  __device__ void set(int i, float value) {
+    put(words[i / kPerVector], i % kPerVector, as_element<Element>(value));
   }
 };
 
@@ -29,7 +43,9 @@ struct Packed<Element, 1> {
   Element element;
 
   __device__ void load(const Element* from) { element = *from; }
+  __device__ void store(Element* to) const { *to = element; }
   __device__ float operator[](int) const { return as_state<float>(element); }
+  __device__ void set(int, float value) { element = as_element<Element>(value); }
 };
 
 /// Loads under way at a time in a thread, for each tensor.
@@ -37,14 +53,14 @@ template <class Element>
 constexpr int kBatch = 8 / static_cast<int>(sizeof(Element));
 
 /// Channels of one column in one tensor: where they lie in the sample's first pixel, and how far it is to the next.
-/// Null: this tensor has no part in the column.
+/// Null: this tensor has no part in the column. A sample's elements are counted in 32 bits.
 template <class Element>
 struct Lane {
   Element* first;
-  int64_t stride;
+  int stride;
 
   __device__ explicit operator bool() const { return first != nullptr; }
-  __device__ Element* at(int64_t pixel) const { return first + pixel * stride; }
+  __device__ Element* at(int pixel) const { return first + pixel * stride; }
 };
 
 /// The column from `channel` on in a tensor of `channels`; null if the tensor is.
@@ -61,21 +77,23 @@ __device__ Lane<Element> lane(Data* x, Data* skip, const GroupNormSize& size, in
                                  : lane<Element>(skip, size, sample, size.skip_channels, channel - size.channels);
 }
 
-template <int Width>
-__device__ void read(float (&into)[Width], const ChannelValues& values, int64_t sample, int channel) {
+__device__ inline float read(const ChannelValues& values, int64_t sample, int channel) {
   const int64_t from = sample * values.stride + channel;
-#pragma unroll
-  for (int i = 0; i < Width; ++i) {
-    into[i] = values.is_bfloat16 ? float_of_bfloat16(static_cast<const uint16_t*>(values.data)[from + i])
-                                 : static_cast<const float*>(values.data)[from + i];
-  }
+  return values.is_bfloat16 ? float_of_bfloat16(static_cast<const uint16_t*>(values.data)[from])
+                            : static_cast<const float*>(values.data)[from];
 }
 
-__device__ inline float read(const ChannelValues& values, int64_t sample, int channel) {
-  float value[1];
-  read(value, values, sample, channel);
-  return value[0];
-}
+/// A number of every channel in shared memory, formed once by the block: threads that formed their own would read more
+/// of them than of the images.
+struct Table {
+  float* values;
+
+  __device__ float& operator[](int channel) const { return values[channel]; }
+  template <int Width>
+  __device__ void take(float (&into)[Width], int channel) const {
+    load_unit(into, values + channel);
+  }
+};
 
 /// How the threads of a block share the columns of its tile.
 struct Grid {

@@ -42,18 +42,18 @@ __device__ inline float through_silu(float dy, float v, bool silu) {
 
 /// Adds up rows x channels numbers to the first row.
 __device__ inline float sum_of_rows(const float* values, int channels, int channel, int rows) {
-  float sum = 0.0f;
+  double sum = 0.0;
   for (int row = 0; row < rows; ++row) sum += values[row * channels + channel];
-  return sum;
+  return static_cast<float>(sum);
 }
 
 /// body(g, u + offset, u's number in the loop, pixel) for this thread's pixels of a column.
 template <class Element, int Width, class Body>
 __device__ void for_each_pixel(
-    const Lane<const Element>& dy, const Lane<const Element>& u, const Affine<Width>& affine, bool silu, int64_t begin,
-    int64_t end, int rows, Body&& body) {
+    const Lane<const Element>& dy, const Lane<const Element>& u, const Affine<Width>& affine, bool silu, int begin,
+    int end, int rows, Body&& body) {
   constexpr int kLoads = kBatch<Element> / 2;  // of two tensors
-  for (int64_t from = begin; from < end; from += kLoads * rows) {
+  for (int from = begin; from < end; from += kLoads * rows) {
     Packed<Element, Width> slope[kLoads], own[kLoads];
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
@@ -76,24 +76,26 @@ __device__ void for_each_pixel(
 }
 
 template <class Element, int Width>
-__global__ void __launch_bounds__(kThreads, 3) group_norm_sums_kernel(
+__global__ void __launch_bounds__(kThreads, 2) group_norm_sums_kernel(
     const __grid_constant__ GroupNormSize size, const __grid_constant__ GroupNormBackward tensors,
     const __grid_constant__ Chunks chunks, const __grid_constant__ BackwardSums sums) {
   const Chunk chunk(chunks, size);
   const Grid grid = grid_of<Width>(size);
   const int channels = size.all_channels(), of_group = channels / size.groups;
   const float* const rstd = tensors.rstd + chunk.sample * size.groups;
-  float* const of_g = dynamic_shared();  // of each row and channel, then of each channel; then times p
+  const AffineTables tables(dynamic_shared(), channels);
+  float* const of_g = dynamic_shared() + 3 * channels;  // of each row and channel, then of each channel; then times p
   float* const of_gh = of_g + grid.rows * channels;
+  tables.fill(tensors, size, tensors.shift, tensors.mean + chunk.sample * size.groups, rstd, chunk.sample);
+  __syncthreads();
   for_each_column(grid, [&](int column, int row) {
     const int channel = column * Width;
-    const Affine<Width> affine(
-        tensors, size, tensors.shift, tensors.mean + chunk.sample * size.groups, rstd, chunk.sample, channel);
+    const Affine<Width> affine(tables, channel);
     float sum[Width] = {}, product[Width] = {};
     for_each_pixel<Element, Width>(
         lane<const Element>(tensors.dy, size, chunk.sample, channels, channel),
         lane<const Element>(tensors.u, tensors.skip, size, chunk.sample, channel), affine, tensors.silu,
-        chunk.begin + row, chunk.end, grid.rows, [&](const float(&g)[Width], const float(&centred)[Width], int64_t) {
+        chunk.begin + row, chunk.end, grid.rows, [&](const float(&g)[Width], const float(&centred)[Width], int) {
 #pragma unroll
           for (int i = 0; i < Width; ++i) {
             sum[i] += g[i];
@@ -120,21 +122,21 @@ __global__ void __launch_bounds__(kThreads, 3) group_norm_sums_kernel(
   __syncthreads();
   float* const group_sums = sums.of_groups + blockIdx.x * int64_t{2} * size.groups;
   for_each(size.groups, [&](int group) {
-    float g = 0.0f, gh = 0.0f;
+    double g = 0.0, gh = 0.0;
     for (int channel = group * of_group; channel < (group + 1) * of_group; ++channel) {
       g += of_g[channel];
       gh += of_gh[channel];
     }
-    group_sums[group] = g;
-    group_sums[size.groups + group] = gh;
+    group_sums[group] = static_cast<float>(g);
+    group_sums[size.groups + group] = static_cast<float>(gh);
   });
 }
 
 /// Adds up the chunks of one sample: number i of each chunk's `stride`.
-__device__ inline float sum_of_chunks(const float* from, int64_t chunks, int64_t stride, int i) {
-  float sum = 0.0f;
+__device__ inline double sum_of_chunks(const float* from, int chunks, int64_t stride, int i) {
+  double sum = 0.0;
 #pragma unroll 8
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += from[chunk * stride + i];
+  for (int chunk = 0; chunk < chunks; ++chunk) sum += from[chunk * stride + i];
   return sum;
 }
 
@@ -145,8 +147,8 @@ __device__ inline void write_sample_sums(
   const int channels = size.all_channels();
   const float* const parts = sums.of_channels + sample * chunks.count * 2 * channels;
   for_each(channels, [&](int channel) {
-    const float g = sum_of_chunks(parts, chunks.count, 2 * channels, channel);
-    const float gh = sum_of_chunks(parts, chunks.count, 2 * channels, channels + channel);
+    const auto g = static_cast<float>(sum_of_chunks(parts, chunks.count, 2 * channels, channel));
+    const auto gh = static_cast<float>(sum_of_chunks(parts, chunks.count, 2 * channels, channels + channel));
     const float factor = one_plus_scale(tensors, sample, channel);
     sums.of_samples[(2 * sample) * channels + channel] = factor * g;
     sums.of_samples[(2 * sample + 1) * channels + channel] = factor * gh;
@@ -166,46 +168,50 @@ __global__ void __launch_bounds__(kThreads, 2) group_norm_gradient_kernel(
   const int channels = size.all_channels(), of_group = channels / size.groups;
   const float* const mean = tensors.mean + chunk.sample * size.groups;
   const float* const rstd = tensors.rstd + chunk.sample * size.groups;
-  float* const m1 = dynamic_shared();  // times rstd
-  float* const m2 = m1 + size.groups;  // times rstd squared
+  const AffineTables tables(dynamic_shared(), channels);
+  const Table constants{dynamic_shared() + 3 * channels}, slopes{dynamic_shared() + 4 * channels};
+  float* const m1 = dynamic_shared() + 5 * channels;  // times rstd
+  float* const m2 = m1 + size.groups;                 // times rstd squared
   const float* const parts = sums.of_groups + chunk.sample * chunks.count * 2 * size.groups;
-  const float count = static_cast<float>(size.pixels * of_group);
   for_each(size.groups, [&](int group) {
-    m1[group] = sum_of_chunks(parts, chunks.count, 2 * size.groups, group) / count * rstd[group];
-    m2[group] = sum_of_chunks(parts, chunks.count, 2 * size.groups, size.groups + group) / count * rstd[group] * rstd[group];
+    const double factor = rstd[group] / (static_cast<double>(size.pixels) * of_group);
+    const double g = sum_of_chunks(parts, chunks.count, 2 * size.groups, group);
+    const double gh = sum_of_chunks(parts, chunks.count, 2 * size.groups, size.groups + group);
+    m1[group] = static_cast<float>(factor * g);
+    m2[group] = static_cast<float>(factor * rstd[group] * gh);
   });
+  tables.fill(tensors, size, tensors.shift, mean, rstd, chunk.sample);
   if (chunk.index == 0) write_sample_sums(size, tensors, chunks, sums, chunk.sample);
+  __syncthreads();
+  for_each(channels, [&](int channel) {
+    constants[channel] = m1[channel / of_group];
+    slopes[channel] = m2[channel / of_group];
+  });
   __syncthreads();
   float* const of_du = m2 + size.groups;  // of each row and channel of x
   for_each_column(grid, [&](int column, int row) {
     const int channel = column * Width;
-    const Affine<Width> affine(tensors, size, tensors.shift, mean, rstd, chunk.sample, channel);
+    const Affine<Width> affine(tables, channel);
     const auto to = lane<Element>(tensors.du, tensors.dskip, size, chunk.sample, channel);
     Lane<const Element> dsum{};
     if (channel < size.channels) dsum = lane<const Element>(tensors.dsum, size, chunk.sample, size.channels, channel);
     float constant[Width], slope[Width], total[Width] = {};
-#pragma unroll
-    for (int i = 0; i < Width; ++i) {
-      constant[i] = m1[(channel + i) / of_group];
-      slope[i] = m2[(channel + i) / of_group];
-    }
+    constants.take(constant, channel);
+    slopes.take(slope, channel);
     for_each_pixel<Element, Width>(
         lane<const Element>(tensors.dy, size, chunk.sample, channels, channel),
         lane<const Element>(tensors.u, tensors.skip, size, chunk.sample, channel), affine, tensors.silu,
         chunk.begin + row, chunk.end, grid.rows,
-        [&](const float(&g)[Width], const float(&centred)[Width], int64_t pixel) {
-          float du[Width];
+        [&](const float(&g)[Width], const float(&centred)[Width], int pixel) {
+          Packed<Element, Width> passed{}, result;
+          if (dsum) passed.load(dsum.at(pixel));
 #pragma unroll
-          for (int i = 0; i < Width; ++i) du[i] = fused(g[i], affine.gain[i], -fused(centred[i], slope[i], constant[i]));
-          if (dsum) {
-            Packed<Element, Width> passed;
-            passed.load(dsum.at(pixel));
-#pragma unroll
-            for (int i = 0; i < Width; ++i) du[i] += passed[i];
+          for (int i = 0; i < Width; ++i) {
+            const float du = fused(g[i], affine.gain[i], -fused(centred[i], slope[i], constant[i])) + passed[i];
+            total[i] += du;
+            result.set(i, du);
           }
-#pragma unroll
-          for (int i = 0; i < Width; ++i) total[i] += du[i];
-          store_unit(to.at(pixel), du);
+          result.store(to.at(pixel));
         });
     if (tensors.dshift == nullptr || channel >= size.channels) return;
 #pragma unroll
@@ -252,9 +258,9 @@ __global__ void __launch_bounds__(kThreads) group_norm_last_sums_kernel(
   const int64_t i = (blockIdx.x - first_blocks) * kThreads + threadIdx.x;
   if (i >= size.samples * size.channels) return;
   const int64_t sample = i / size.channels;
-  tensors.dshift[i] = sum_of_chunks(
+  tensors.dshift[i] = static_cast<float>(sum_of_chunks(
       sums.of_du + sample * chunks.count * size.channels, chunks.count, size.channels,
-      static_cast<int>(i % size.channels));
+      static_cast<int>(i % size.channels)));
 }
 
 }  // namespace progdistill::cuda

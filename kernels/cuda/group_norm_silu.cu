@@ -17,7 +17,8 @@ int for_element_and_width(const GroupNormSize& size, bool aligned, Body&& body) 
 
 bool is_valid(const GroupNormSize& size) {
   return size.pixels > 0 && size.channels > 0 && size.groups > 0 && size.all_channels() % size.groups == 0 &&
-         size.all_channels() <= kMostChannels && (size.dtype == DType::float32 || size.dtype == DType::bfloat16);
+         size.all_channels() <= kMostChannels &&
+         int64_t{size.pixels} * size.all_channels() <= INT32_MAX && (size.dtype == DType::float32 || size.dtype == DType::bfloat16);
 }
 
 constexpr size_t bytes_of(int64_t floats) { return static_cast<size_t>(floats) * sizeof(float); }
@@ -38,14 +39,14 @@ int group_norm_silu(
   return for_element_and_width(size, aligned, [&](auto element, auto width) {
     using Element = decltype(element);
     const Grid grid = grid_of<width()>(size);
-    const int64_t blocks = size.samples * chunks.count;
+    const int64_t blocks = size.samples * chunks.count, channels = size.all_channels();
     const cudaError_t error = launch_with_shared(
-        group_moments_kernel<Element, width()>, blocks, grid.threads(), bytes_of(2 * grid.rows * size.all_channels()),
-        queue, size, tensors, chunks, workspace);
+        group_moments_kernel<Element, width()>, blocks, grid.threads(),
+        bytes_of((1 + 2 * grid.rows) * channels), queue, size, tensors, chunks, workspace);
     if (error != cudaSuccess) return error;
     return launch_with_shared(
-        group_norm_apply_kernel<Element, width()>, blocks, grid.threads(), bytes_of(2 * size.groups), queue, size,
-        tensors, chunks, static_cast<const float*>(workspace));
+        group_norm_apply_kernel<Element, width()>, blocks, grid.threads(),
+        bytes_of(3 * channels + 2 * size.groups), queue, size, tensors, chunks, static_cast<const float*>(workspace));
   });
 }
 
@@ -59,12 +60,12 @@ int group_norm_silu_backward(
   return for_element_and_width(size, aligned, [&](auto element, auto width) {
     using Element = decltype(element);
     const Grid grid = grid_of<width()>(size);
-    const int64_t blocks = size.samples * chunks.count, rows = grid.rows;
+    const int64_t blocks = size.samples * chunks.count, rows = grid.rows, channels = size.all_channels();
     cudaError_t error = launch_with_shared(
-        group_norm_sums_kernel<Element, width()>, blocks, grid.threads(), bytes_of(2 * rows * size.all_channels()),
+        group_norm_sums_kernel<Element, width()>, blocks, grid.threads(), bytes_of((3 + 2 * rows) * channels),
         queue, size, tensors, chunks, sums);
     if (error != cudaSuccess) return error;
-    const int64_t shared = 2 * size.groups + (tensors.dshift == nullptr ? 0 : rows * size.channels);
+    const int64_t shared = 5 * channels + 2 * size.groups + (tensors.dshift == nullptr ? 0 : rows * size.channels);
     error = launch_with_shared(
         group_norm_gradient_kernel<Element, width()>, blocks, grid.threads(), bytes_of(shared), queue, size, tensors,
         chunks, sums);

@@ -53,6 +53,12 @@ cudaError_t launch_with_shared(
   config.gridDim.x = static_cast<unsigned>(blocks);
   config.blockDim.x = static_cast<unsigned>(threads);
   config.dynamicSmemBytes = shared_bytes;
+  if (shared_bytes > 48 * 1024) {  // more has to be asked for
+    const auto bytes = static_cast<int>(shared_bytes);
+    const cudaError_t error = cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return error;
+  }
   config.stream = static_cast<cudaStream_t>(queue.stream);
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }

@@ -11,10 +11,11 @@
 
 namespace progdistill::cuda {
 
-/// Images (samples, pixels, channels) and (samples, pixels, skip_channels), float32 or bfloat16.
+/// Images (samples, pixels, channels) and (samples, pixels, skip_channels), float32 or bfloat16; less than 2^31 elements
+/// a sample in both together.
 struct GroupNormSize {
   int64_t samples;
-  int64_t pixels;
+  int pixels;
   int channels;
   int skip_channels;
   int groups;
@@ -65,7 +66,7 @@ struct GroupNormBackward {
 };
 
 /// The most channels that one image may have, of both tensors together.
-constexpr int kMostChannels = 6144;
+constexpr int kMostChannels = 3072;
 
 /// Numbers of `workspace` that the launchers need.
 int64_t group_norm_workspace(const GroupNormSize& size, bool backward);

@@ -96,8 +96,12 @@ def group_norm_silu_reference(
         u = sum.to(computing)
     if skip is not None:
         u = torch.cat((u, skip.to(computing)), dim=1)
+    weight, bias = weight.to(computing), bias.to(computing)
     # Not F.group_norm, which refuses a single image whose groups hold one number each.
-    y = torch.group_norm(u, groups, weight.to(computing), bias.to(computing), eps)
+    if u.requires_grad or not torch.is_grad_enabled():
+        y = torch.group_norm(u, groups, weight, bias, eps)
+    else:  # asked for the gradient of weight and bias alone, torch 2.13 crashes in channels_last order on the CPU
+        y = torch.addcmul(bias[:, None, None], torch.group_norm(u, groups, eps=eps), weight[:, None, None])
     if scale_shift is not None:
         scale, shift_after = scale_shift.to(computing)[..., None, None].chunk(2, dim=1)
         y = torch.addcmul(shift_after, y, scale + 1)
