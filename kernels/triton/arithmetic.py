@@ -1,4 +1,4 @@
-"""Arithmetic that is exact to the last bit in every precision: the twin of what kernels/include/arithmetic.h promises."""
+"""Arithmetic exact to the last bit in every precision, as kernels/include/arithmetic.h has it on other backends."""
 
 from __future__ import annotations
 
