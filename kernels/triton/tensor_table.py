@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK = 8192  # elements
+CHUNK = 4096  # elements
 TILE = 1024  # that a program works on at a time
 WARPS = 4
 _MOST = 1024  # tensors of a launch
