@@ -82,11 +82,7 @@ def test_two_processes_equal_the_whole_batch_but_for_rounding(tmp_path):
     AdamW divides by the gradient's size, so a rounding difference of 1e-7 in a gradient that is nearly zero may turn a
     step of up to 1e-3; in the mean the weights must agree to 1e-5.
     """
-    source = SCRIPT.read_text().replace("tiny.WITH_DROPOUT", "tiny.NETWORK")
-    script = tmp_path / "training" / "no_dropout.py"
-    script.parent.mkdir()
-    script.write_text(source)
-    shutil.copy(SCRIPT.parents[1] / "tiny.py", tmp_path)
+    script = changed_script(tmp_path, "tiny.WITH_DROPOUT", "tiny.NETWORK")
     start(2, script, tmp_path / "two", 1)
     start(1, script, tmp_path / "whole", 1)
     two, whole = weights(tmp_path / "two"), weights(tmp_path / "whole")
@@ -95,6 +91,32 @@ def test_two_processes_equal_the_whole_batch_but_for_rounding(tmp_path):
     for ours, theirs in zip(lines(tmp_path / "two" / "teacher"), lines(tmp_path / "whole" / "teacher"), strict=True):
         if ours["event"] == "update":
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_gradients_of_bfloat16_networks_are_summed_in_float32(tmp_path):
+    """Two processes equal one that accumulates, bit for bit; four microbatches in two of them, but for rounding."""
+    script = changed_script(tmp_path, '"device": "cpu"', '"device": "cpu", "mixed_precision": "bf16"')
+    start(2, script, tmp_path / "two", 1)
+    start(1, script, tmp_path / "one", 2)
+    two, one = weights(tmp_path / "two"), weights(tmp_path / "one")
+    assert all(torch.equal(two[name], one[name]) for name in two)
+    assert {line["precision"] for line in lines(tmp_path / "two" / "student") if "learning_rate" in line} == {
+        "bfloat16"
+    }
+    start(2, script, tmp_path / "four", 2)
+    start(1, script, tmp_path / "alone", 4)
+    four, alone = weights(tmp_path / "four"), weights(tmp_path / "alone")
+    assert torch.cat([(four[name] - alone[name]).abs().flatten() for name in four]).mean() < 2e-4
+
+
+def changed_script(folder, before, after):
+    source = SCRIPT.read_text()
+    assert before in source
+    script = folder / "training" / "changed.py"
+    script.parent.mkdir()
+    script.write_text(source.replace(before, after))
+    shutil.copy(SCRIPT.parents[1] / "tiny.py", folder)
+    return script
 
 
 def test_only_the_first_process_speaks(runs):

@@ -56,7 +56,8 @@ def _float32_gradients(masters: _Masters, bucket: dist.GradBucket) -> Tensor:
     total = buffer.float()
     for twin, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
         master = masters[twin]
-        part = total.as_strided(grad.shape, grad.stride(), grad.storage_offset() - buffer.storage_offset())
+        # Gradients lie in a bucket in the memory order of their parameters, whatever these views say.
+        part = total.as_strided(twin.shape, twin.stride(), grad.storage_offset() - buffer.storage_offset())
         if master.grad is not None:
             part.add_(master.grad)
         master.grad = part
