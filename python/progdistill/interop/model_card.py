@@ -19,7 +19,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _IMAGES = 4
 # What the pipelines take where they are told nothing.
 _DEFAULT_STEPS = {True: 1, False: 50}
-_RECIPES = {"train": "training", "distill": "distillation", "convert": "conversion", None: "as it was found"}
+_RECIPES = {
+    "train": "training",
+    "distill": "distillation",
+    "convert": "conversion",
+    "guidance": "guidance",
+    None: "as it was found",
+}
 
 
 def model_card(
@@ -116,6 +122,8 @@ def _summary(denoiser: Denoiser) -> str:
 def _sampling_here(denoiser: Denoiser, obstacle: str) -> str:
     steps = min(denoiser.valid_steps or (64,))
     labels = "" if denoiser.num_classes is None else f", class_labels={_labels(denoiser.num_classes)}"
+    if denoiser.guidance_range is not None:
+        labels += f", guidance_scale={denoiser.guidance_range[1]:g}"
     return (
         f"Plain diffusers would sample it wrongly: {obstacle}. With progdistill:\n\n```python\n"
         "import progdistill\n"
@@ -186,10 +194,23 @@ def _facts(denoiser: Denoiser, dtype: torch.dtype) -> str:
         "First teacher": "" if source is None else escaped(source),
         "Network": f"`UNet2DModel`, {number(weights)} parameters, stored as {stored}",
         "Prediction": f"`{denoiser.prediction_type}`",
+        "Guidance": _guidance(denoiser),
         "Schedule": f"{denoiser.schedule.kind.replace('_', ' ')}, {level_count(denoiser)} levels",
         "Made with": f"progdistill {__version__}",
     }
     return "\n".join(f"* {name}: {value}" for name, value in facts.items() if value)
+
+
+def _guidance(denoiser: Denoiser) -> str:
+    """Of classifier-free guidance, scales counted as diffusers does: 1 is none."""
+    if denoiser.guidance_range is not None:
+        low, high = denoiser.guidance_range
+        return f"the scale is an input of the network, {low:g} to {high:g} (1: none); one call a step"
+    if denoiser.unconditional_label is not None:
+        return f"any scale, two calls a step; label {denoiser.unconditional_label} stands for no class"
+    if (scale := number(denoiser.provenance.get("guidance_scale"))) != "":
+        return f"scale {scale}, fixed in the weights"
+    return ""
 
 
 def _with_error(facts: dict[str, Any], name: str) -> str:
@@ -210,7 +231,9 @@ _COLUMNS = {
     "last loss": lambda facts: number(facts.get("loss")),
     "teacher's steps": lambda facts: number(facts.get("teacher_steps", facts.get("sampling_steps"))),
     "distance to the teacher": lambda facts: (
-        _with_error(facts, "student_distance") or _with_error(facts, "conversion_distance")
+        _with_error(facts, "student_distance")
+        or _with_error(facts, "conversion_distance")
+        or _with_error(facts, "guidance_distance")
     ),
     "teacher in as few steps": lambda facts: _with_error(facts, "teacher_distance"),
 }
