@@ -11,7 +11,7 @@ from progdistill import sample
 from progdistill.cli import main
 from progdistill.core import TableSchedule, TimeMap
 from progdistill.interop import baked_guidance, export_diffusers, load, save
-from progdistill.sampling import UnrolledSampler, export_program
+from progdistill.sampling import UnrolledSampler
 
 LABELS, SCALE = [3, 9, 0], 2.5
 LINEAR = TableSchedule.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
@@ -62,7 +62,10 @@ def test_a_fixed_scale_is_no_input_any_more():
     again = load(save(fixed, "fixed"))
     torch.testing.assert_close(images(again, 2), images(fixed, 2), rtol=0, atol=0)
     assert "scale 2.5, fixed in the weights" in Path("fixed/README.md").read_text()
-    export_program(fixed, 2, "student.pt2", tolerance=1e-5)
+    noise = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(7))
+    unrolled = UnrolledSampler(fixed, 2)(noise, torch.tensor(LABELS)) / 2 + 0.5
+    expected = torch.from_numpy(images(model, 2, guidance_scale=SCALE)).movedim(-1, 1)
+    torch.testing.assert_close(unrolled, expected, rtol=0, atol=1e-5)
 
 
 def test_without_a_fixed_scale_every_format_refuses_with_that_advice():

@@ -64,10 +64,9 @@ def run(arguments: list[str]) -> None:
             raise ValueError(f"--{name.replace('_', '-')} means nothing to --format {config.format}; leave it out")
     model = load(config.model, device=config.device)
     if config.guidance_scale is not None:
-        steps = (
-            (model.valid_steps or (1,))[0] if config.steps is None and config.format == "diffusers" else _steps(config)
-        )
-        model = baked_guidance(student_for(model, steps), config.guidance_scale)
+        if config.steps is not None or config.format != "diffusers":
+            model = student_for(model, _steps(config))
+        model = baked_guidance(model, config.guidance_scale)
     print(write(model, config))
 
 

@@ -43,8 +43,8 @@ class UnrolledSampler(nn.Module):
         model = student_for(model, steps)
         if model.guidance_range is not None:
             raise ValueError(
-                "this student takes a guidance scale, for which a graph has no input; fix it first: `progdistill export "
-                "--guidance-scale S`, or progdistill.interop.baked_guidance(student, S)"
+                "this student takes a guidance scale, for which a graph has no input; fix it first: `progdistill "
+                "export --guidance-scale S`, or progdistill.interop.baked_guidance(student, S)"
             )
         if type(model).raw is not Denoiser.raw:
             raise ValueError(
