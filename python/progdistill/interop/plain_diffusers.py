@@ -31,6 +31,12 @@ def diffusers_obstacle(denoiser: Denoiser, config: UNetConfig) -> str | None:
         return (
             f"diffusers' time grid of {', '.join(map(str, unreachable))} steps is another one: {count} is no multiple"
         )
+    if denoiser.guidance_range is not None:
+        low, high = denoiser.guidance_range
+        return (
+            f"the network takes a guidance scale ({low:g} to {high:g}), which diffusers passes to none; "
+            "`progdistill export --format diffusers --guidance-scale S` writes one of them into the weights"
+        )
     if not _passes_level_numbers(denoiser, count):
         return (
             f"the network's time input is not {count} t - 1 on the model's own schedule, which diffusers passes; "
