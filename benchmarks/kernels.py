@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import group_norm_cases
 import kernel_cases
 import optimizer_cases
 from copy_rate import copy_rate
@@ -32,12 +32,13 @@ from kernel_cases import GRADIENT, Case, Contender
 from kernel_table import OURS, case_lines, closing_lines, heading, write_csv
 from machine import describe, free_bytes, one_line
 from notes import first_line, note
+from options import add_contenders, parsed, parser_of, positive, writer
 from progdistill.nets.presets import PRESETS
 from rotation import Rotation, captured, copies_beyond, tensor_bytes
 from timing import EventClock, HostClock, clock_of, interleaved, spread
 
-SHAPES = ("128x3x32x32", "2048x3x64x64", "512x3x128x128", "64x4x64x64", "cifar10")
-QUICK_SHAPES = ("4x3x8x8", "digits8")
+SHAPES = ("128x3x32x32", "2048x3x64x64", "512x3x128x128", "64x4x64x64", "cifar10", *group_norm_cases.LAYERS)
+QUICK_SHAPES = ("4x3x8x8", "digits8", *group_norm_cases.QUICK_LAYERS)
 LARGEST_DISAGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
 
 
@@ -55,28 +56,34 @@ class Settings(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What a case works on: the sizes of a batch of images, or of the parameters of a network, as named."""
+    """What a case works on: the sizes of a batch of images, of a layer's images, or of a network's parameters."""
 
     label: str
     sizes: tuple[Any, ...]
 
     @property
     def elements(self) -> int:
-        return sum(map(math.prod, self.sizes)) if self.is_network else math.prod(self.sizes)
+        return sum(map(math.prod, self.sizes)) if self.is_network or self.is_layer else math.prod(self.sizes)
 
     @property
     def is_network(self) -> bool:
         return self.label in PRESETS
 
+    @property
+    def is_layer(self) -> bool:
+        return "+" in self.label
+
 
 def subject(text: str) -> Subject:
-    """The subject of "128x3x32x32" or "cifar10".
+    """The subject of "128x3x32x32", "128x256+128x32x32" or "cifar10".
 
     Raises:
-        ValueError: the text is neither.
+        ValueError: the text is none of them.
     """
     if text in PRESETS:
         return Subject(text, optimizer_cases.weight_shapes(text))
+    if "+" in text:
+        return Subject(text, group_norm_cases.layer_sizes(text))
     sizes = text.split("x")
     if len(sizes) != 4 or not all(size.isdecimal() and int(size) for size in sizes):
         raise ValueError(
@@ -236,7 +243,9 @@ def run(
 
 
 def cases_of(about: Subject, device: str) -> list[Case]:
-    """The operations on images, or those on a network's parameters."""
+    """The operations on images, those on a layer's, or those on a network's parameters."""
+    if about.is_layer:
+        return group_norm_cases.cases(device)
     return optimizer_cases.cases(device) if about.is_network else kernel_cases.cases(device)
 
 
@@ -250,29 +259,23 @@ def release(settings: Settings) -> None:
 
 
 def arguments_of(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = parser_of(__doc__, quick="seconds instead of minutes: tiny, no torch.compile")
     parser.add_argument(
         "--shapes",
         nargs="+",
         metavar="BxCxHxW",
-        help=f"batches of images, or networks for the optimizer's operations; default: {' '.join(SHAPES)}",
+        help="batches of images; with C+S channels for a norm that has a skip connection of S; networks for the "
+        f"optimizer's operations; default: {' '.join(SHAPES)}",
     )
     parser.add_argument("--only", nargs="+", default=[], help="cases whose name contains one of these")
-    parser.add_argument("--contenders", nargs="+", default=[], help="contenders whose name contains one of these")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--repetitions", type=int, help="default: 20, with --quick 2")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it takes minutes)")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: tiny, no torch.compile")
-    parser.add_argument("--output", type=Path, help="write everything to this JSON file, after every case")
+    parser.add_argument("--repetitions", type=positive, help="default: 20, with --quick 2")
+    add_contenders(parser)
     parser.add_argument("--csv", type=Path, help="write the figures to this CSV file")
-    arguments = parser.parse_args(words)
+    arguments = parsed(parser, words)
     try:
         arguments.subjects = list(map(subject, arguments.shapes or (QUICK_SHAPES if arguments.quick else SHAPES)))
     except ValueError as error:
         parser.error(str(error))
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda, but torch sees no GPU here; use --device cpu")
     return arguments
 
 
@@ -289,10 +292,7 @@ def main(words: list[str] | None = None) -> int:
         tuple(arguments.contenders),
     )
 
-    def save(found: dict) -> None:
-        if arguments.output is not None:
-            arguments.output.write_text(json.dumps(found, indent=1) + "\n")
-
+    save = writer(arguments.output)
     found = run(arguments.subjects, settings, arguments.only, quick, save)
     found["summary"], failed = closing_lines(found["cases"])
     print("\n".join(found["summary"]))

@@ -9,11 +9,8 @@ On a CPU the arithmetic on 192 numbers is in it. `torch.add` on the same tensors
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ import torch
 import optimizer_cases
 from kernel_cases import FORWARD, GRADIENT, Case, cases
 from machine import describe, one_line
+from options import parsed, parser_of, writer
 from timing import HostClock, Spread, interleaved, spread
 
 SHAPE = (1, 3, 8, 8)
@@ -90,14 +88,7 @@ def table(figures: dict[tuple[str, str, str], Spread]) -> list[str]:
 
 def main(words: list[str] | None = None) -> int:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
-    parser.add_argument("--output", type=Path, help="write all figures to this JSON file")
-    arguments = parser.parse_args(words)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda, but torch sees no GPU here; use --device cpu")
+    arguments = parsed(parser_of(__doc__), words)
     torch.set_num_threads(arguments.threads)
     about = describe(arguments.device)
     print(one_line(about))
@@ -106,13 +97,11 @@ def main(words: list[str] | None = None) -> int:
         options = {"repetitions": 2, "seconds_per_turn": 1e-4}
     figures = measure(arguments.device, **options)
     print("\n".join(table(figures)))
-    if arguments.output is not None:
-        records = [
-            {"operation": operation, "backend": backend, "mode": column, **one._asdict()}
-            for (operation, backend, column), one in figures.items()
-        ]
-        content = {"machine": about, "records": records, "summary": table(figures)}
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    records = [
+        {"operation": operation, "backend": backend, "mode": column, **one._asdict()}
+        for (operation, backend, column), one in figures.items()
+    ]
+    writer(arguments.output)({"machine": about, "records": records, "summary": table(figures)})
     return 0
 
 

@@ -31,6 +31,9 @@ SANITIZER = ("compute-sanitizer", "--error-exitcode", "99", "--tool")
 SUBSET = (*PYTEST, "--cases-per-test", "2", "{root}/tests/ops")
 KERNELS = ("{python}", "{root}/benchmarks/kernels.py", "--device", "cuda", "--output", "{results}", "--csv")
 SAMPLING = ("{python}", "{root}/benchmarks/sampling.py", "--device", "cuda", "--output", "{results}", "--csv")
+CONVOLUTIONS = ("{python}", "{root}/benchmarks/convolutions.py", "--device", "cuda", "--output", "{results}")
+TRAIN_STEP = ("{python}", "{root}/benchmarks/train_step.py", "--device", "cuda", "--output", "{results}")
+PRECISION = ("{python}", "{root}/benchmarks/precision.py", "--device", "cuda", "--output", "{results}")
 
 STAGES = (
     Stage(
@@ -70,6 +73,35 @@ STAGES = (
         )
         for kind, options in (("", ("--no-compile",)), ("compile-", ("--contenders", "Sampler, bfloat16", "compile")))
         for size in (1, 8, 64, 512)
+    ),
+    *(
+        Stage(f"convolutions-{network}", (*CONVOLUTIONS, "--network", network, "--batch-size", str(batch)), 470)
+        for network, batch in (("ddpm-cifar10-32", 128), ("cifar10", 128), ("imagenet64", 64))
+    ),
+    # Each memory format that torch.compile takes minutes for is a stage of its own; progdistill is in all. Losses are
+    # compared over 200 updates where that fits.
+    *(
+        Stage(
+            f"train-step-{network}-{batch}{name}",
+            (*TRAIN_STEP, "--network", network, "--batch-size", str(batch), "--curve-updates", updates, *options),
+            470,
+        )
+        for network, batch, updates in (
+            ("ddpm-cifar10-32", 128, "200"),
+            ("ddpm-cifar10-32", 32, "50"),
+            ("ddpm-cifar10-32", 512, "20"),
+            ("cifar10", 128, "20"),
+            ("imagenet64", 64, "10"),
+        )
+        for name, options in (
+            ("", ("--contenders", "progdistill", "eager", "NCHW")),
+            ("-channels-last", ("--contenders", "progdistill", "channels_last")),
+        )
+    ),
+    Stage("precision-steps", (*PRECISION, "--train-updates", "2000", "--rounds"), 470),
+    *(
+        Stage(f"precision-rounds-{steps}", (*PRECISION, "--teacher-steps", "8", "--rounds", steps), 470)
+        for steps in ("64", "256", "1024")
     ),
 )
 

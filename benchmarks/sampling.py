@@ -12,7 +12,6 @@ that is timed.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -21,15 +20,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from launches import counted_elsewhere, enter, launches
 from machine import describe, one_line
 from notes import first_line, note, note_line
+from options import add_contenders, check_contenders, parsed, parser_of, positive, writer
 from progdistill.core import Denoiser
-from progdistill.nets.presets import preset
-from progdistill.nets.unet import UNet
-from sampling_contenders import CHECK_SEED, NOISE, Call, Contender, Size, contenders, missing, stock_loop
+from random_model import random_model
+from sampling_contenders import CHECK_SEED, NOISE, Call, Contender, Size, contenders, stock_loop, taking_part
 from sampling_table import cell_lines, closing_lines, write_csv
 from start_up import Metered, prepare, release, start_up
 from textbook_unet import stock_network
@@ -52,34 +51,6 @@ class Settings(NamedTuple):
     with_compile: bool
     contenders: tuple[str, ...]
     count_launches: bool = False
-
-    def wants(self, name: str) -> bool:
-        return not self.contenders or any(part in name for part in self.contenders)
-
-
-def random_model(name: str, device: str) -> Denoiser:
-    """A denoiser with the named network, its weights random, those that start as zeros too: each must count."""
-    torch.manual_seed(0)
-    config = preset(name)
-    network = UNet(config).eval().requires_grad_(False)
-    for parameter in network.parameters():
-        if parameter.dim() > 1 and not parameter.any():
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    shape = (config.in_channels, config.sample_size, config.sample_size)
-    return Denoiser(network, sample_shape=shape).to(device).eval()
-
-
-def taking_part(settings: Settings) -> tuple[dict[str, Contender], dict[str, str]]:
-    """The contenders that were asked for and can run, and why the others do not."""
-    chosen, left_out = {}, {}
-    for name, contender in contenders(settings.device).items():
-        if settings.wants(name):
-            reason = missing(contender, settings.device, settings.with_compile)
-            if reason is None:
-                chosen[name] = contender
-            else:
-                left_out[name] = reason
-    return chosen, left_out
 
 
 class Truth(NamedTuple):
@@ -201,7 +172,8 @@ def run(
     """Measures and prints; `save` gets all that there is after every batch size and number of steps."""
     about = describe(settings.device)
     stock, stock_name = stock_network(model.network)
-    chosen, left_out = taking_part(settings)
+    everyone = contenders(settings.device)
+    chosen, left_out = taking_part(everyone, settings.device, settings.with_compile, settings.contenders)
     print(f"{one_line(about)}\n{network}; the others' network: {stock_name}")
     print("\n".join(f"left out: {name} ({reason})" for name, reason in left_out.items()), flush=True)
     found: dict[str, Any] = {"machine": about, "settings": settings._asdict(), "network": network}
@@ -222,36 +194,20 @@ def run(
 
 
 def arguments_of(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = parser_of(__doc__, quick="seconds instead of minutes: tiny, no torch.compile")
     parser.add_argument("--network", choices=NETWORKS, help="default: ddpm-cifar10-32, with --quick digits8")
-    parser.add_argument("--batch-sizes", nargs="+", type=_positive, metavar="B", help="default: 1 8 64 512; CPU 1 8")
-    parser.add_argument("--steps", nargs="+", type=_positive, metavar="N", help="default: 1 2 4 8; CPU 1 4")
-    parser.add_argument("--contenders", nargs="+", default=[], help="contenders whose name contains one of these")
-    parser.add_argument("--repetitions", type=_positive, help="calls of a contender at most; default: 200, --quick 3")
+    parser.add_argument("--batch-sizes", nargs="+", type=positive, metavar="B", help="default: 1 8 64 512; CPU 1 8")
+    parser.add_argument("--steps", nargs="+", type=positive, metavar="N", help="default: 1 2 4 8; CPU 1 4")
+    parser.add_argument("--repetitions", type=positive, help="calls of a contender at most; default: 200, --quick 3")
     parser.add_argument("--seconds", type=float, default=6.0, help="for a contender's calls, 10 at least; default: 6")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it takes minutes)")
+    add_contenders(parser)
     parser.add_argument("--no-launches", action="store_true", help="do not count launches (GPU)")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: tiny, no torch.compile")
-    parser.add_argument("--output", type=Path, help="write everything to this JSON file, after every size")
     parser.add_argument("--csv", type=Path, help="write the figures to this CSV file")
     parser.add_argument("--count-launches", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--caches", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(words)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda, but torch sees no GPU here; use --device cpu")
-    names = list(contenders(arguments.device))
-    unknown = [part for part in arguments.contenders if not any(part in name for name in names)]
-    if unknown:
-        parser.error(f"no contender has {unknown[0]!r} in its name; there are: {'; '.join(names)}")
+    arguments = parsed(parser, words)
+    check_contenders(parser, arguments.contenders, list(contenders(arguments.device)))
     return arguments
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -271,10 +227,7 @@ def main(words: list[str] | None = None) -> int:
         arguments.count_launches,
     )
 
-    def save(found: dict) -> None:
-        if arguments.output is not None:
-            arguments.output.write_text(json.dumps(found, indent=1) + "\n")
-
+    save = writer(arguments.output)
     network = arguments.network or ("digits8" if quick else "ddpm-cifar10-32")
     model = random_model(network, arguments.device)
     with tempfile.TemporaryDirectory() as folder, torch.backends.cudnn.flags(enabled=True, benchmark=True):

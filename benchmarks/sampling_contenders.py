@@ -10,7 +10,7 @@ import contextlib
 import copy
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +97,22 @@ def contenders(device: str) -> dict[str, Contender]:
     return found
 
 
-def missing(contender: Contender, device: str, with_compile: bool) -> str | None:
+def taking_part(
+    everyone: Mapping[str, Any], device: str, with_compile: bool, wanted: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The contenders whose name has one of `wanted` in it (all without) and that can run; and why the others do not."""
+    chosen, left_out = {}, {}
+    for name, contender in everyone.items():
+        if not wanted or any(part in name for part in wanted):
+            reason = missing(contender, device, with_compile)
+            if reason is None:
+                chosen[name] = contender
+            else:
+                left_out[name] = reason
+    return chosen, left_out
+
+
+def missing(contender: Any, device: str, with_compile: bool) -> str | None:
     """Why a contender cannot take part, or None."""
     if "gpu" in contender.needs and device != "cuda":
         return "needs a GPU"
@@ -165,9 +180,9 @@ def _sample(size: Size, steps: int, prepared: None) -> Call:
 def _pipeline(size: Size, steps: int, prepared: None) -> Call:
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    from progdistill.interop.scheduler_config import scheduler_config
+    from progdistill.interop.ddim_config import ddim_config
 
-    pipeline = DDIMPipeline(size.stock, DDIMScheduler.from_config(scheduler_config(size.model)))
+    pipeline = DDIMPipeline(size.stock, DDIMScheduler.from_config(ddim_config(size.model)))
     pipeline.set_progress_bar_config(disable=True)
     return lambda: pipeline(size.batch_size, num_inference_steps=steps, output_type="pt").images
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from progdistill.nets.attention import Attention
-from progdistill.nets.resnet import ConvDownsample, ResnetBlock
+from progdistill.nets.resnet import ConvDownsample, ConvUpsample, ResnetBlock
 from progdistill.nets.unet import UNet
 
 
@@ -35,23 +36,27 @@ class TextbookUNet(nn.Module):
     timed in the place of diffusers' network.
 
     Raises:
-        ValueError: a network with classes, or whose blocks resample by residual blocks or scale by the time.
+        ValueError: a network whose classes are not rows of a table, or whose times are.
     """
 
     def __init__(self, network: UNet) -> None:
         super().__init__()
-        resnets = [module for module in network.modules() if isinstance(module, ResnetBlock)]
-        if network.class_embedding is not None or any(r.scale_shift or r.resample for r in resnets):
+        embedding = network.class_embedding
+        if network.config.time_embedding_type == "learned" or not isinstance(embedding, nn.Embedding | None):
             raise ValueError(
-                "TextbookUNet has no classes, no resampling residual blocks and no scale_shift; install diffusers for "
-                "this network, or use ddpm-cifar10-32"
+                "TextbookUNet has sinusoids for times and num_class_embeds for classes; install diffusers for this "
+                "network, or use one of progdistill's presets"
             )
         self.network = network
 
-    def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        """(B, C, H, W) in the weights' dtype, times (B,) -> a tuple of the output (B, C', H, W)."""
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = False
+    ) -> tuple[Tensor]:
+        """(B, C, H, W) in the weights' dtype, times (B,), classes (B,) -> a tuple of the output (B, C', H, W)."""
         net = self.network
         time = net.time_embedding(net.time_proj(timestep).to(sample.dtype))
+        if class_labels is not None:
+            time = time + net.class_embedding(class_labels).to(sample.dtype)
         x = net.conv_in(sample)
         skips = [x]
         for block in net.down_blocks:
@@ -59,7 +64,7 @@ class TextbookUNet(nn.Module):
                 x = _attended(_residual(resnet, x, time), block, index)
                 skips.append(x)
             for resampler in block.downsamplers or ():
-                x = _downsampled(resampler, x)
+                x = _downsampled(resampler, x, time)
                 skips.append(x)
         if net.mid_block is not None:
             x = _attended(_residual(net.mid_block.resnets[0], x, time), net.mid_block, 0)
@@ -69,14 +74,24 @@ class TextbookUNet(nn.Module):
                 x = torch.cat((x, skips.pop()), dim=1)
                 x = _attended(_residual(resnet, x, time), block, index)
             for resampler in block.upsamplers or ():
-                x = resampler.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+                x = _upsampled(resampler, x, time)
         return (net.conv_out(F.silu(net.conv_norm_out(x))),)
 
 
-def _residual(block: ResnetBlock, x: Tensor, time: Tensor) -> Tensor:
-    h = block.conv1(F.silu(block.norm1(x)))
-    h = h + block.time_emb_proj(F.silu(time))[:, :, None, None]
-    h = F.dropout(F.silu(block.norm2(h)), block.dropout, block.training)
+def _residual(
+    block: ResnetBlock, x: Tensor, time: Tensor, resample: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    h = F.silu(block.norm1(x))
+    if resample is not None:
+        x, h = resample(x), resample(h)
+    h = block.conv1(h)
+    time = block.time_emb_proj(F.silu(time))[:, :, None, None]
+    if block.scale_shift:
+        scale, shift = time.chunk(2, dim=1)
+        h = block.norm2(h) * (1 + scale) + shift
+    else:
+        h = block.norm2(h + time)
+    h = F.dropout(F.silu(h), block.dropout, block.training)
     h = block.conv2(h)
     return ((x if block.conv_shortcut is None else block.conv_shortcut(x)) + h) / block.output_scale_factor
 
@@ -99,6 +114,15 @@ def _attended(x: Tensor, block: nn.Module, index: int) -> Tensor:
     return (h + x) / attention.output_scale_factor
 
 
-def _downsampled(resampler: ConvDownsample, x: Tensor) -> Tensor:
+def _downsampled(resampler: ResnetBlock | ConvDownsample, x: Tensor, time: Tensor) -> Tensor:
+    if isinstance(resampler, ResnetBlock):
+        return _residual(resampler, x, time, lambda h: F.avg_pool2d(h, 2))
     conv = resampler.conv
     return conv(x if conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
+
+
+def _upsampled(resampler: ResnetBlock | ConvUpsample, x: Tensor, time: Tensor) -> Tensor:
+    def doubled(h: Tensor) -> Tensor:
+        return F.interpolate(h, scale_factor=2.0, mode="nearest")
+
+    return _residual(resampler, x, time, doubled) if isinstance(resampler, ResnetBlock) else resampler.conv(doubled(x))

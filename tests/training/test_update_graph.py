@@ -168,6 +168,21 @@ class Reading(nn.Module):
         return self.conv(z) * (2.0 if float(time.mean()) > 0 else 1.0)
 
 
+def test_a_host_that_waits_is_not_captured(recorders, tmp_path, monkeypatch):
+    """A capture that fails leaves torch in a bad state, so it is not tried."""
+
+    def warm_up(self, run):
+        run()
+        return ["network.py, line 7", "another"]
+
+    monkeypatch.setattr(update_graph.CudaRecorder, "warm_up", warm_up)
+    with pytest.warns(UserWarning, match=r"cannot be captured \(the host waits for the device: network.py, line 7\)"):
+        teacher_run(tmp_path / "auto")
+    with pytest.raises(RuntimeError, match="the host waits for the device: network.py, line 7"):
+        teacher_run(tmp_path / "required", cuda_graph="require")
+    assert [recorder.recorded for recorder in recorders] == [0, 0]
+
+
 def test_a_read_by_the_host_is_found_when_it_is_recorded(recorders, tmp_path):
     options = {"network": Reading(), "class_conditional": False}
     with pytest.raises(RuntimeError, match="_local_scalar_dense while a graph is recorded"):
