@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import group_norm_cases
 import kernel_cases
 import optimizer_cases
 from copy_rate import copy_rate
@@ -36,8 +37,8 @@ from progdistill.nets.presets import PRESETS
 from rotation import Rotation, captured, copies_beyond, tensor_bytes
 from timing import EventClock, HostClock, clock_of, interleaved, spread
 
-SHAPES = ("128x3x32x32", "2048x3x64x64", "512x3x128x128", "64x4x64x64", "cifar10")
-QUICK_SHAPES = ("4x3x8x8", "digits8")
+SHAPES = ("128x3x32x32", "2048x3x64x64", "512x3x128x128", "64x4x64x64", "cifar10", *group_norm_cases.LAYERS)
+QUICK_SHAPES = ("4x3x8x8", "digits8", *group_norm_cases.QUICK_LAYERS)
 LARGEST_DISAGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
 
 
@@ -55,28 +56,34 @@ class Settings(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What a case works on: the sizes of a batch of images, or of the parameters of a network, as named."""
+    """What a case works on: the sizes of a batch of images, of a layer's images, or of a network's parameters."""
 
     label: str
     sizes: tuple[Any, ...]
 
     @property
     def elements(self) -> int:
-        return sum(map(math.prod, self.sizes)) if self.is_network else math.prod(self.sizes)
+        return sum(map(math.prod, self.sizes)) if self.is_network or self.is_layer else math.prod(self.sizes)
 
     @property
     def is_network(self) -> bool:
         return self.label in PRESETS
 
+    @property
+    def is_layer(self) -> bool:
+        return "+" in self.label
+
 
 def subject(text: str) -> Subject:
-    """The subject of "128x3x32x32" or "cifar10".
+    """The subject of "128x3x32x32", "128x256+128x32x32" or "cifar10".
 
     Raises:
-        ValueError: the text is neither.
+        ValueError: the text is none of them.
     """
     if text in PRESETS:
         return Subject(text, optimizer_cases.weight_shapes(text))
+    if "+" in text:
+        return Subject(text, group_norm_cases.layer_sizes(text))
     sizes = text.split("x")
     if len(sizes) != 4 or not all(size.isdecimal() and int(size) for size in sizes):
         raise ValueError(
@@ -236,7 +243,9 @@ def run(
 
 
 def cases_of(about: Subject, device: str) -> list[Case]:
-    """The operations on images, or those on a network's parameters."""
+    """The operations on images, those on a layer's, or those on a network's parameters."""
+    if about.is_layer:
+        return group_norm_cases.cases(device)
     return optimizer_cases.cases(device) if about.is_network else kernel_cases.cases(device)
 
 
@@ -255,7 +264,8 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
         "--shapes",
         nargs="+",
         metavar="BxCxHxW",
-        help=f"batches of images, or networks for the optimizer's operations; default: {' '.join(SHAPES)}",
+        help="batches of images; with C+S channels for a norm that has a skip connection of S; networks for the "
+        f"optimizer's operations; default: {' '.join(SHAPES)}",
     )
     parser.add_argument("--only", nargs="+", default=[], help="cases whose name contains one of these")
     parser.add_argument("--repetitions", type=positive, help="default: 20, with --quick 2")

@@ -180,9 +180,9 @@ def _sample(size: Size, steps: int, prepared: None) -> Call:
 def _pipeline(size: Size, steps: int, prepared: None) -> Call:
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    from progdistill.interop.scheduler_config import scheduler_config
+    from progdistill.interop.ddim_config import ddim_config
 
-    pipeline = DDIMPipeline(size.stock, DDIMScheduler.from_config(scheduler_config(size.model)))
+    pipeline = DDIMPipeline(size.stock, DDIMScheduler.from_config(ddim_config(size.model)))
     pipeline.set_progress_bar_config(disable=True)
     return lambda: pipeline(size.batch_size, num_inference_steps=steps, output_type="pt").images
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from progdistill.core import CosineSchedule, Denoiser
+from progdistill.core import CosineSchedule, Denoiser, TableSchedule, TimeMap
 
 
 class MixtureDenoiser(Denoiser):
@@ -30,6 +30,40 @@ class MixtureDenoiser(Denoiser):
         eps = (weight * sigma * centred / variance).sum(-1)
         x = (weight * (self.means + alpha * self.stds**2 * centred / variance)).sum(-1)
         return (alpha.squeeze(-1) * eps - sigma.squeeze(-1) * x).to(z.dtype)
+
+
+LINEAR = TableSchedule.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+"""google/ddpm-cifar10-32's schedule, logSNR from 9.21 to -10.12."""
+
+
+class EpsilonMixture(nn.Module):
+    """E[eps | z] of a `MixtureDenoiser` as a foreign network says it: all that it is told is a level's number."""
+
+    def __init__(self, means, stds, weights=None, *, schedule=LINEAR):
+        super().__init__()
+        self.ideal = MixtureDenoiser(means, stds, weights)
+        self.schedule = schedule
+        self.gain = nn.Parameter(torch.ones(()))  # so that there is something to train
+
+    def forward(self, z: Tensor, level: Tensor) -> Tensor:
+        phi = self.schedule.angle((level.double() + 1) / len(self.schedule.alphas_cumprod))
+        state, shape = z.double(), (-1, *(1,) * (z.dim() - 1))
+        v = self.ideal.raw(state, phi)
+        eps = torch.sin(phi).reshape(shape) * state + torch.cos(phi).reshape(shape) * v
+        return self.gain.to(z.dtype) * eps.to(z.dtype)
+
+
+def foreign_teacher(network, *, schedule=LINEAR, prediction_type="epsilon", **description) -> Denoiser:
+    """A Denoiser as `load` makes one of a diffusers folder."""
+    last = len(schedule.alphas_cumprod) - 1
+    time_map = TimeMap(schedule, scale=last + 1.0, offset=-1.0, minimum=0.0, maximum=float(last))
+    return Denoiser(
+        network,
+        **{"sample_shape": (1, 2, 2), **description},
+        schedule=schedule,
+        prediction_type=prediction_type,
+        time_map=time_map,
+    )
 
 
 def gaussian_slope(phi: Tensor, std: float) -> Tensor:

@@ -49,6 +49,7 @@ def test_modules_import_only_what_stands_before_them():
 def test_forbidden_dependencies():
     """Never torchvision, never pickles, and the optional packages only inside functions."""
     optional = {"diffusers", "torchmetrics", "sklearn", "pyarrow", "datasets", "webdataset", "wandb", "tensorboard"}
+    optional |= {"huggingface_hub"}
     optional |= {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())

@@ -15,10 +15,17 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Denoiser": "progdistill.core",
     "Sampler": "progdistill.sampling",
+    "convert": "progdistill.training",
     "distill": "progdistill.training",
+    "export_diffusers": "progdistill.interop",
     "export_onnx": "progdistill.sampling",
     "export_program": "progdistill.sampling",
+    "fit_solver": "progdistill.sampling.solvers",
+    "from_edm": "progdistill.core",
+    "from_flow_matching": "progdistill.core",
     "load": "progdistill.interop",
+    "load_guided_diffusion": "progdistill.interop",
+    "load_salimans_ho": "progdistill.interop",
     "sample": "progdistill.sampling",
     "save": "progdistill.interop",
     "train": "progdistill.training",
@@ -41,14 +48,21 @@ __all__ = [
     "Denoiser",
     "Sampler",
     "__version__",
+    "convert",
     "core",
     "data",
     "distill",
     "evaluation",
+    "export_diffusers",
     "export_onnx",
     "export_program",
+    "fit_solver",
+    "from_edm",
+    "from_flow_matching",
     "interop",
     "load",
+    "load_guided_diffusion",
+    "load_salimans_ho",
     "metrics",
     "nets",
     "ops",
@@ -62,10 +76,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from progdistill.core import Denoiser
-    from progdistill.interop import load, save
+    from progdistill.core import Denoiser, from_edm, from_flow_matching
+    from progdistill.interop import export_diffusers, load, load_guided_diffusion, load_salimans_ho, save
     from progdistill.sampling import Sampler, export_onnx, export_program, sample
-    from progdistill.training import distill, train
+    from progdistill.sampling.solvers import fit_solver
+    from progdistill.training import convert, distill, train
 
 
 def __getattr__(name: str):

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+import group_norm_cases
 import kernels
 import optimizer_cases
 from kernel_cases import FORWARD, GRADIENT, Case, Contender, as_it_is, cases
@@ -42,7 +43,7 @@ def test_quick_on_the_cpu(tmp_path, capsys):
             )
     rows = list(csv.DictReader((tmp_path / "k.csv").open()))
     assert len(rows) == sum(len(case["records"]) for case in found["cases"])
-    assert {row["shape"] for row in rows} <= {"4x3x8x8", "digits8"}
+    assert {row["shape"] for row in rows} <= {"4x3x8x8", "digits8", "2x32+32x4x4"}
     printed = capsys.readouterr().out
     assert "4x3x8x8  distillation_loss, clip: forward + gradient, must move" in printed
     assert "progdistill is slower than PyTorch in" in printed
@@ -50,7 +51,9 @@ def test_quick_on_the_cpu(tmp_path, capsys):
 
 def test_every_operation_has_a_case():
     operations = {name.removesuffix("_and_grad") for name in ops.__all__}
-    missing = operations - {case.operation for case in [*cases("cpu"), *optimizer_cases.cases("cpu")]}
+    missing = operations - {
+        case.operation for case in [*cases("cpu"), *optimizer_cases.cases("cpu"), *group_norm_cases.cases("cpu")]
+    }
     assert not missing, f"write cases for {missing} in benchmarks/kernel_cases.py"
 
 
@@ -73,6 +76,19 @@ def test_bytes_that_must_move(name, states):
     found = measure(named(name), SHAPE, SETTINGS, 0, 1.0)
     losses = 4 * 4 if "loss" in name else 0
     assert found["must_move_bytes"] == states * STATE + losses
+
+
+def test_a_norm_reads_each_image_once_each_way():
+    layer = subject("2x32+64x4x4")
+    assert layer.sizes == ((2, 32, 4, 4), (2, 64, 4, 4))
+    x, y = 2 * 2 * 32 * 16, 2 * 2 * 96 * 16
+    values = 2 * (2 * 96 + 2 * 32)
+    shift = {case.mode: case for case in group_norm_cases.cases("cpu") if case.variant == "shift"}
+    moved = {mode: measure(case, layer, SETTINGS, 0, 1.0)["must_move_bytes"] for mode, case in shift.items()}
+    assert moved[FORWARD] == 3 * x + y + values
+    assert moved[GRADIENT] == moved[FORWARD] + y + 2 * 3 * x + values
+    with pytest.raises(ValueError, match="48 channels cannot be cut into 32 groups"):
+        subject("2x32+16x4x4")
 
 
 def test_torch_compile_gets_the_formulas_piece_by_piece(monkeypatch):

@@ -100,7 +100,7 @@ def test_our_readers_read_what_is_written(output, channels, classes):
 def test_npz_is_what_fid_tools_read():
     """One array arr_0, uint8 NHWC, format version 1.0, not compressed; labels beside it."""
     save_model("model", channels=3, num_classes=3)
-    assert sample("images.npz", "--class-label", 1, model="model") == 0
+    assert sample("images.npz", "--class-labels", 1, model="model") == 0
     with np.load("images.npz") as arrays:
         assert sorted(arrays) == ["arr_0", "labels"]
         assert arrays["arr_0"].dtype == np.uint8 and arrays["arr_0"].shape == (COUNT, 8, 8, 3)
@@ -371,7 +371,7 @@ def test_the_record_of_a_folder():
     """What the images are, by the options' names; nothing of when, where or how many at once."""
     assert sample("images") == 0
     record = json.loads(Path("images", "sampling.json").read_text())
-    options = {"steps": 2, "num_images": COUNT, "seed": SEED, "class_label": None, "sampler": "ddim", "clip": None}
+    options = {"steps": 2, "num_images": COUNT, "seed": SEED, "class_labels": [], "sampler": "ddim", "clip": None}
     fingerprint = record["settings"].pop("model")
     assert record["settings"] == {**options, "dtype": "float32"} and len(fingerprint) == 32
 
@@ -382,8 +382,8 @@ def test_the_record_of_a_folder():
         (("--num-images", 0), "--num-images is 0; use a number from 1 up"),
         (("--max-batch-size", 0), "--max-batch-size is 0"),
         (("--output", "images.npy"), "ends in .npy, which is not written; use a .png"),
-        (("--class-label", 1), "--class-label 1 was given, but this model knows no classes"),
-        (("--class-label", 3, "--model", "labelled"), "--class-label is 3; this model has classes 0 to 2"),
+        (("--class-labels", 1), "--class-labels 1 was given, but this model knows no classes"),
+        (("--class-labels", 3, "--model", "labelled"), "--class-labels has 3; this model has classes 0 to 2"),
         (("--model", "four", "--output", "images.zip"), "4 channels are neither grey nor RGB.*npz"),
     ],
 )

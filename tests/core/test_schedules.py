@@ -1,5 +1,6 @@
 """Schedules against closed forms, the papers' formulas and diffusers' tables."""
 
+import copy
 import json
 import math
 
@@ -125,6 +126,25 @@ def test_table_from_betas():
 
 def test_table_times_are_held_at_the_last_level():
     close(DDPM.time(torch.tensor([0.0, math.pi / 2], dtype=torch.float64)), [0.0, 1.0])
+
+
+def test_a_table_is_laid_out_once(monkeypatch):
+    """And not for those whose tensors do not last: tracers and inference mode."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    schedule = TableSchedule.from_diffusers({})
+    with FakeTensorMode():
+        schedule.time(torch.rand(3))
+    with torch.inference_mode():
+        first = schedule.time(torch.tensor([0.1, 1.5])).clone()
+    monkeypatch.setattr(torch, "atan2", None)
+    phi = torch.tensor([0.1, 1.5], dtype=torch.float64)
+    assert torch.equal(schedule.time(phi.float()), first)
+    schedule.angle(phi.clone().requires_grad_()).sum().backward()
+    monkeypatch.undo()
+    with FakeTensorMode():
+        assert schedule.angle(torch.rand(3)).shape == (3,)
+    assert copy.deepcopy(schedule) == schedule and hash(schedule) == hash(TableSchedule.from_diffusers({}))
 
 
 def test_a_cosine_grid_of_eight_steps_in_the_levels_of_google_ddpm():

@@ -26,12 +26,14 @@ SMALL = {
     "--max-train-steps": "2",
     "--train-batch-size": "4",
     "--updates-per-round": "1",
+    "--updates": "1",
     "--validation-images": "2",
     "--num-images": "8",
     "--nproc_per_node": "2",
 }
 ALWAYS = {
     "train": ("--network", "--max-train-steps", "--train-batch-size"),
+    "convert": ("--train-batch-size", "--updates", "--validation-images"),
     "distill": ("--train-batch-size", "--updates-per-round", "--validation-images"),
 }
 MOST_ROUNDS = 2

@@ -99,6 +99,28 @@ def test_whole_vectors_move_by_16_bytes(kernels, operation):
         assert kernel.spilled <= 8, "a word or two may be, not what the loops work on"
 
 
+# Kernels of group normalisation, bfloat16 and float32 -> 16-byte loads (in flight together) and stores of a thread, and
+# registers that leave as many blocks of 256 threads on a multiprocessor as their bytes in flight need.
+NORM = {
+    "group_moments_kernelI{}Li8E": (8, 2, 128),
+    "group_norm_apply_kernelI{}Li8E": (4, 4, 85),
+    "group_norm_sums_kernelI{}Li8E": (4, 0, 128),
+    "group_norm_gradient_kernelI{}Li8E": (6, 2, 128),
+}
+
+
+@pytest.mark.parametrize("element", ["t", "f"])
+@pytest.mark.parametrize("mark", NORM)
+def test_images_of_a_norm_move_by_16_bytes(kernels, mark, element):
+    loads, stores, registers = NORM[mark]
+    for kernel in select(kernels, mark.format(element)):
+        assert kernel.count(r"\bLDG\.E\S*\.128") >= loads
+        assert kernel.count(r"\bSTG\.E\S*\.128") == stores
+        assert not kernel.count(r"\b(LD|ST)\.E"), "accesses that do not know that they go to the device's memory"
+        assert kernel.registers <= registers
+        assert kernel.spilled == 0
+
+
 @pytest.mark.parametrize("mark", ["normal_kernelILb1E", "diffuse_seeded_kernelIfLb1E"])
 def test_drawn_noise_is_stored_by_16_bytes(kernels, mark):
     for kernel in select(kernels, mark):

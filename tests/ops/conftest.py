@@ -9,14 +9,18 @@ import pytest
 import torch
 
 import cuda_on_cpu
+import triton_interpreter
+import triton_launches
 from progdistill.ops import backends
 
 # Triton's interpreter must be chosen before the kernels are imported: test_triton_interpreted.py starts a pytest of its
 # own for it, in which there is no other compiled backend.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED and backends.unavailable("triton") is None:
+    triton_interpreter.round_to_nearest()
 COMPILED = ["cpu", "cuda_on_cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton"))]
-# Every weighting of every prediction type, and quick.
-WHOLE = ("test_prediction_loss_in_float64",)
+# Every weighting of every prediction type, or cases chosen one by one, and quick.
+WHOLE = ("test_prediction_loss_in_float64", "test_against_the_formula")
 
 
 def pytest_collection_modifyitems(items):
@@ -70,3 +74,9 @@ def backend(request, monkeypatch) -> Backend:
     if reason is not None:
         pytest.skip(f"backend {request.param}: {reason}")
     return Backend(request.param, device, INTERPRETED)
+
+
+@pytest.fixture
+def launches(monkeypatch, tmp_path_factory):
+    """Everything that Triton launches while a test runs, compiled for sm_90."""
+    return triton_launches.keep(monkeypatch, tmp_path_factory.getbasetemp() / "triton")

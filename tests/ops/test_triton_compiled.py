@@ -1,7 +1,6 @@
 """The Triton kernels compiled for the H100 and H200 without a GPU: every launch of every operation, and its PTX.
 
-The launches are the backend's own: a stand-in for the driver names the target, and what would have been launched is
-compiled and kept instead. So the hints, constants and warps looked at here are those that a GPU would get.
+See `triton_launches` for how they come about.
 """
 
 import itertools
@@ -9,13 +8,13 @@ import math
 import os
 import re
 import struct
-from typing import NamedTuple
 
 import pytest
 import torch
 
 from progdistill.ops import backends
 from progdistill.ops.loss_options import LossOptions
+from triton_launches import split
 
 pytestmark = [
     pytest.mark.skipif(
@@ -26,47 +25,6 @@ pytestmark = [
 
 BATCH, SHAPE = 4, (3, 32, 32)
 HEADS = {"v_prediction": 1, "sample_epsilon": 2}
-
-
-class Launch(NamedTuple):
-    """A kernel that would have been launched."""
-
-    name: str
-    ptx: str
-    machine_code: bytes
-
-    def accesses(self, kind):
-        """Widths of its global loads ("ld") or stores ("st") in PTX, such as "v4.b32"; tables of constants left out."""
-        return re.findall(rf"\b{kind}\.global\.((?:v\d\.)?b\d+)", self.ptx)
-
-
-@pytest.fixture
-def launches(monkeypatch, tmp_path_factory):
-    """Everything that is launched while a test runs, compiled for sm_90."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-    from triton.runtime.jit import JITFunction
-
-    class Sm90:
-        """As much of a driver as the way to a launch asks for."""
-
-        get_current_device = staticmethod(lambda: -1)  # no GPU of this machine finds these kernels
-        get_current_stream = staticmethod(lambda device: 0)
-        get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
-
-    kept = []
-    run = JITFunction.run
-
-    def compile_only(self, *arguments, grid, warmup, **options):
-        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
-        kept.append(Launch(self.fn.__name__, kernel.asm["ptx"], kernel.asm["cubin"]))
-        return kernel
-
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(driver, "_active", Sm90())
-    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.getbasetemp() / "triton"))
-    return kept
 
 
 def images(prediction_type="v_prediction", dtype=torch.float32, shape=SHAPE, layout=torch.contiguous_format):
@@ -119,12 +77,6 @@ def test_images_move_by_16_bytes(launches, prediction_type, dtype, clip):
             assert len(vectors) == loads and set(rest) <= {"b32"}, name  # the rest: coefficients
             vectors, rest = split(kernel.accesses("st"))
             assert len(vectors) == stores and rest == ["b32"] * name.endswith("_loss"), name
-
-
-def split(accesses):
-    """Those of 16 bytes, and the others."""
-    whole = [width for width in accesses if width in ("v4.b32", "v2.b64")]
-    return whole, [width for width in accesses if width not in whole]
 
 
 def test_noise_moves_by_16_bytes(launches):

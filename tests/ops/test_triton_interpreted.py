@@ -1,6 +1,6 @@
 """The Triton kernels without a GPU: the tests of operations once more, in Triton's interpreter on CPU tensors.
 
-What they compute is shown by it; speed, races and fused multiply-adds are not, and it truncates to bfloat16.
+What they compute is shown by it; speed, races and fused multiply-adds are not.
 """
 
 import os

@@ -193,10 +193,10 @@ def test_other_prediction_types(images, tmp_path, prediction_type):
     assert torch.isfinite(weights(student)).all()
 
 
-def test_an_epsilon_teacher_is_refused(images, tmp_path):
+def test_an_epsilon_teacher_is_refused_without_a_conversion(images, tmp_path):
     teacher = Denoiser(UNet(NETWORK), sample_shape=(3, 8, 8), prediction_type="epsilon")
-    with pytest.raises(ValueError, match="predicts epsilon"):
-        quick_distill(teacher, tmp_path / "run", data=images)
+    with pytest.raises(ValueError, match="predicts epsilon.*conversion_updates is 0"):
+        quick_distill(teacher, tmp_path / "run", data=images, conversion_updates=0)
 
 
 def test_a_network_of_ones_own(images, tmp_path):
@@ -299,6 +299,7 @@ def test_a_checkpoint_of_torch_s_optimizer_resumes():
         ({"updates_at": {3: 5}}, r"updates_at names \[3\]"),
         ({"train_batch_size": 9, "gradient_accumulation_steps": 2}, "does not divide into 2"),
         ({"ema_decay": 1.0}, r"ema_decay is 1.0; it lies in \[0, 1\)"),
+        ({"cuda_graph": "yes"}, 'cuda_graph is .yes.; use "auto", "require" or False'),
         ({"weighting": "best"}, "unknown weighting 'best'"),
         ({"checkpoints_total_limit": 1}, "at least 2"),
     ],

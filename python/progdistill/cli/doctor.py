@@ -17,6 +17,7 @@ _EXTRAS = {
     "sklearn": ("quickstart", "the quickstart's images"),
     "pyarrow": ("data", "parquet data sets"),
     "datasets": ("data", "data sets of Hugging Face's library and hub"),
+    "huggingface_hub": ("hub", "models of the Hugging Face hub by their ids"),
     "onnx": ("onnx", "writing ONNX files"),
     "onnxscript": ("onnx", "writing ONNX files"),
     "onnxruntime": ("onnx", "comparing an ONNX file's images with ours"),

@@ -11,7 +11,7 @@ from progdistill.cli.arguments import parse
 from progdistill.core.files import write_json_atomic
 from progdistill.core.processes import is_main_process
 from progdistill.data import ImageDataset, open_dataset
-from progdistill.evaluation import QualityMeter, add_dataset, reference_statistics
+from progdistill.evaluation import Quality, QualityMeter, add_dataset, reference_statistics
 from progdistill.interop import load
 from progdistill.metrics import (
     compare,
@@ -33,7 +33,7 @@ class EvaluateConfig(DataConfig):
     """Distances of a model's images, or of given images, to a data set, in the features of a network."""
 
     model: str | None = None
-    """A model's folder."""
+    """A model's folder, or its id on the Hugging Face hub."""
     images: str | None = None
     """Images to measure instead of a model's: folder, .zip, .npz/.npy or .parquet."""
     data: str | None = None
@@ -53,6 +53,8 @@ class EvaluateConfig(DataConfig):
     """A .safetensors file of progdistill.metrics.save_classifier; the same as --features FILE."""
     save_classifier: str | None = None
     """A .safetensors file for the classifier that is trained here, so that later figures are in the same features."""
+    per_class: bool = False
+    """Also each class's images against that class's in the data set, for class-conditional models."""
     reference_statistics: str | None = None
     """A .safetensors file with the data set's statistics: made if missing, else checked and used."""
     output: str | None = None
@@ -100,6 +102,8 @@ def _check(config: EvaluateConfig) -> None:
     trains = config.features is None and config.classifier is None
     if trains and config.data is None:
         raise ValueError("without --features a classifier is trained on the data set: name one with --data")
+    if config.per_class and config.images is not None:
+        raise ValueError("--per-class measures a class-conditional --model; leave it out with --images")
     if config.save_classifier is not None and not trains:
         raise ValueError("--save-classifier saves a classifier that is trained here; leave out --features")
 
@@ -114,16 +118,27 @@ def _of_model(
         seeds=config.seeds,
         metrics=config.metrics,
         reference_file=config.reference_statistics,
+        per_class=config.per_class,
     )
     print(f"{features_name(features)}, {config.num_images} images, {config.seeds} sets of seeds: mean ± deviation")
-    names, found = metric_names(features), {}
+    names, found, by_class = metric_names(features), {}, {}
     for count in steps:
-        qualities = meter.measure_all(model, count)
-        found[str(count)] = {name: quality.record() for name, quality in qualities.items()}
-        for name, quality in qualities.items():
-            print(f"{count:>5} steps: {quality.mean:.4g} ± {quality.deviation:.2g}  {names[name]}")
+        measure = meter.measure_classes if config.per_class else lambda *of: (meter.measure_all(*of), {})
+        qualities, of_classes = measure(model, count)
+        found[str(count)] = _said(qualities, f"{count:>5} steps", names)
+        by_class[str(count)] = {
+            str(label): _said(own, f"{count:>5} steps, class {label}", names) for label, own in of_classes.items()
+        }
     counts = {"num_images": config.num_images, "seeds": config.seeds}
-    return {**_reference_facts(meter.reference_set), **counts, "steps": found}
+    classes = {"classes": by_class} if config.per_class else {}
+    return {**_reference_facts(meter.reference_set), **counts, "steps": found, **classes}
+
+
+def _said(qualities: dict[str, Quality], what: str, names: dict[str, str]) -> dict[str, dict]:
+    """Prints figures; returns them JSON-ready."""
+    for name, quality in qualities.items():
+        print(f"{what}: {quality.mean:.4g} ± {quality.deviation:.2g}  {names[name]}")
+    return {name: quality.record() for name, quality in qualities.items()}
 
 
 def _of_images(config: EvaluateConfig, features: nn.Module, dataset: ImageDataset | None) -> dict[str, Any]:

@@ -6,37 +6,48 @@ import dataclasses
 import os
 from collections.abc import Callable
 
+import torch
+
 from progdistill.cli.arguments import parse
 from progdistill.core import Denoiser
-from progdistill.interop import load
+from progdistill.interop import export_diffusers, load
 from progdistill.sampling import Exported, export_onnx, export_program
+from progdistill.sampling.arguments import student_for
 from progdistill.sampling.exported import TOLERANCE
 
 
 @dataclasses.dataclass(kw_only=True)
 class ExportConfig:
-    """Write the N-step sampler as one graph, noise in and images out, that runs without progdistill."""
+    """Write a model for programs without progdistill: its N-step sampler as one graph, noise in and images out, or a
+    folder for plain diffusers."""
 
     model: str
-    """A model's folder."""
+    """A model's folder, or its id on the Hugging Face hub."""
     output: str
-    """The file to write."""
+    """The file to write; diffusers: the folder."""
     format: str = "onnx"
-    """onnx, or torch for a torch.export program (.pt2)."""
-    steps: int = 1
-    """Network calls an image; a student's own step counts only."""
+    """onnx, torch for a torch.export program (.pt2), or diffusers."""
+    steps: int | None = None
+    """Network calls an image; a student's own step counts only. None: 1; diffusers: those of the model itself."""
     batch_size: int | None = None
-    """A fixed batch size; none: any."""
+    """onnx, torch: a fixed batch size; none: any."""
     output_type: str = "float"
-    """float: (B, C, H, W) in [-1, 1]; uint8: (B, H, W, C) pixels."""
+    """onnx, torch: float: (B, C, H, W) in [-1, 1]; uint8: (B, H, W, C) pixels."""
     clip: float | None = None
-    """Bound of |x| at each step; none: as plain diffusers samples."""
+    """onnx, torch: bound of |x| at each step; none: as plain diffusers samples."""
     opset: int | None = None
     """onnx: version of the operators; none: torch's choice."""
     device: str | None = None
     """torch: cpu or cuda, where the program will run; none: cpu."""
-    tolerance: float = TOLERANCE
-    """Largest deviation of the file's images from progdistill's own, in their range [-1, 1]."""
+    dtype: str = "float32"
+    """diffusers: float32 or float16, of the weights."""
+    verify: bool = True
+    """diffusers: compare its images with progdistill's, if it is installed."""
+    repo_id: str | None = None
+    """diffusers: the model's name on the Hugging Face hub, for its card; nothing is uploaded."""
+    tolerance: float | None = None
+    """Largest deviation from progdistill's own images. None: 1e-3 in their range [-1, 1]; diffusers: 1e-5 (float16:
+    1e-2) in [0, 1]."""
 
 
 def run(arguments: list[str]) -> None:
@@ -45,22 +56,49 @@ def run(arguments: list[str]) -> None:
     if config.format not in FORMATS:
         raise ValueError(f"unknown format {config.format!r}; use one of {', '.join(FORMATS)}")
     write, own = FORMATS[config.format]
-    for name in {name for _, names in FORMATS.values() for name in names} - set(own):
-        if getattr(config, name) is not None:
+    defaults = {field.name: field.default for field in dataclasses.fields(ExportConfig)}
+    for name in sorted({name for _, names in FORMATS.values() for name in names} - set(own)):
+        if getattr(config, name) != defaults[name]:
             raise ValueError(f"--{name.replace('_', '-')} means nothing to --format {config.format}; leave it out")
     print(write(load(config.model, device=config.device), config))
 
 
 def _onnx(model: Denoiser, config: ExportConfig) -> str:
-    return _report(export_onnx(model, config.steps, config.output, opset=config.opset, **_common(config)), config)
+    steps = _steps(config)
+    return _report(export_onnx(model, steps, config.output, opset=config.opset, **_common(config)), config)
 
 
 def _torch(model: Denoiser, config: ExportConfig) -> str:
-    return _report(export_program(model, config.steps, config.output, **_common(config)), config)
+    return _report(export_program(model, _steps(config), config.output, **_common(config)), config)
+
+
+def _diffusers(model: Denoiser, config: ExportConfig) -> str:
+    if config.dtype not in _DTYPES:
+        raise ValueError(f"dtype is {config.dtype!r}; use one of {', '.join(_DTYPES)}")
+    student = model if config.steps is None else student_for(model, config.steps)
+    exported = export_diffusers(
+        student,
+        config.output,
+        dtype=_DTYPES[config.dtype],
+        verify=config.verify,
+        tolerance=config.tolerance,
+        repo_id=config.repo_id,
+    )
+    checked = "images not compared"
+    if exported.deviations is not None:
+        steps = ", ".join(map(str, exported.deviations))
+        worst = max(exported.deviations.values())
+        checked = f"its images ({steps} steps) within {worst:.1e} of progdistill's"
+    return f"diffusers pipeline in {exported.path}; {checked}"
+
+
+def _steps(config: ExportConfig) -> int:
+    return 1 if config.steps is None else config.steps
 
 
 def _common(config: ExportConfig) -> dict:
-    return {name: getattr(config, name) for name in ("batch_size", "clip", "output_type", "tolerance")}
+    options = {name: getattr(config, name) for name in _GRAPH_OPTIONS}
+    return {**options, "tolerance": TOLERANCE if config.tolerance is None else config.tolerance}
 
 
 def _report(exported: Exported, config: ExportConfig) -> str:
@@ -68,11 +106,14 @@ def _report(exported: Exported, config: ExportConfig) -> str:
     checked = "images not compared"
     if exported.difference is not None:
         checked = f"images within {exported.difference:.1e} of progdistill's"
-    return f"{config.steps}-step sampler in {exported.path} ({size:.1f} MiB); {checked}"
+    return f"{_steps(config)}-step sampler in {exported.path} ({size:.1f} MiB); {checked}"
 
 
-# What writes a format and says what it wrote, and the options that are its own.
+_DTYPES = {"float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16}
+_GRAPH_OPTIONS = ("batch_size", "clip", "output_type")
+# What writes a format and says what it wrote, and the options that not all formats have.
 FORMATS: dict[str, tuple[Callable[[Denoiser, ExportConfig], str], tuple[str, ...]]] = {
-    "onnx": (_onnx, ("opset",)),
-    "torch": (_torch, ("device",)),
+    "onnx": (_onnx, ("opset", *_GRAPH_OPTIONS)),
+    "torch": (_torch, ("device", *_GRAPH_OPTIONS)),
+    "diffusers": (_diffusers, ("dtype", "verify", "repo_id")),
 }

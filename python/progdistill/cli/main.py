@@ -14,7 +14,9 @@ COMMANDS = {
     "quickstart": "train a teacher on real digits, distil it to one step, write a report; needs nothing",
     "train": "train a teacher (Algorithm 1)",
     "distill": "distil a teacher round by round (Algorithm 2)",
+    "convert": "make a network that can be distilled of an epsilon teacher (distill does it by itself)",
     "sample": "generate images with a teacher or student",
+    "fit-solver": "fit a D-ODE solver to a teacher: better images in as few network calls, in minutes",
     "evaluate": "distances of a model's images, by step count, or of given images to a data set",
     "export": "write a sampler as one ONNX or torch.export graph that runs without progdistill",
     "runs": "list the runs below a folder with their state",
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     try:
-        importlib.import_module(f"progdistill.cli.{command}").run(arguments)
+        importlib.import_module(f"progdistill.cli.{command.replace('-', '_')}").run(arguments)
     except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("PROGDISTILL_TRACEBACK"):
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -43,7 +43,7 @@ class SampleConfig:
     """Generate images with a teacher or student. The same command goes on with what it left unfinished."""
 
     model: str
-    """A model's folder."""
+    """A model's folder, or its id on the Hugging Face hub."""
     steps: int = 1
     """Network calls an image; a student's own step counts only."""
     num_images: int = 64
@@ -52,8 +52,8 @@ class SampleConfig:
     """A .png for one grid, an .npz (arr_0, uint8 NHWC), a .zip of PNGs, or a folder of PNGs; PNGs are named by seed."""
     seed: int = 0
     """Seed of the first image; the others follow."""
-    class_label: int | None = None
-    """The class of all images, for class-conditional models; default: classes in turn."""
+    class_labels: tuple[int, ...] = ()
+    """The images' classes, in turn, for class-conditional models: one for all, or several; default: all in turn."""
     sampler: str = "ddim"
     """ddim or stochastic."""
     gamma: float = 0.5
@@ -184,20 +184,24 @@ def _shape(model: Denoiser) -> tuple[int, int, int]:
 
 
 def _labels(config: SampleConfig, model: Denoiser) -> Tensor | None:
+    given = config.class_labels
     if model.num_classes is None:
-        if config.class_label is not None:
-            raise ValueError(f"--class-label {config.class_label} was given, but this model knows no classes")
+        if given:
+            raise ValueError(f"--class-labels {_listed(given)} was given, but this model knows no classes")
         return None
-    if config.class_label is None:
-        return torch.arange(config.num_images) % model.num_classes
-    if not 0 <= config.class_label < model.num_classes:
-        raise ValueError(f"--class-label is {config.class_label}; this model has classes 0 to {model.num_classes - 1}")
-    return torch.full((config.num_images,), config.class_label)
+    if wrong := [label for label in given if not 0 <= label < model.num_classes]:
+        raise ValueError(f"--class-labels has {_listed(wrong)}; this model has classes 0 to {model.num_classes - 1}")
+    turns = torch.tensor(given or range(model.num_classes))
+    return turns[torch.arange(config.num_images) % len(turns)]
+
+
+def _listed(labels: Sequence[int]) -> str:
+    return " ".join(map(str, labels))
 
 
 def _settings(config: SampleConfig, model: Denoiser) -> dict[str, Any]:
     """All that the images depend on, by the options' names."""
-    names = ["steps", "num_images", "seed", "class_label", "sampler", "clip"]
+    names = ["steps", "num_images", "seed", "class_labels", "sampler", "clip"]
     names += ["gamma"] * (config.sampler == "stochastic") + ["columns"] * config.output.lower().endswith(".png")
     found = {"model": model_fingerprint(model), "dtype": str(_dtype(config, model)).removeprefix("torch.")}
     return {**found, **{name: getattr(config, name) for name in names}}

@@ -1,5 +1,7 @@
-"""Angles and schedules, the Denoiser, keyed random numbers, atomic files."""
+"""Angles and schedules, the Denoiser and what makes one of any network, keyed random numbers, atomic files."""
 
+from progdistill.core.adapters import from_edm, from_flow_matching
+from progdistill.core.callable_network import CallableNetwork
 from progdistill.core.denoiser import Condition, Denoiser
 from progdistill.core.schedules import (
     CosineSchedule,
@@ -12,6 +14,7 @@ from progdistill.core.schedules import (
 from progdistill.core.time_map import TimeMap
 
 __all__ = [
+    "CallableNetwork",
     "Condition",
     "CosineSchedule",
     "Denoiser",
@@ -20,5 +23,7 @@ __all__ = [
     "Schedule",
     "TableSchedule",
     "TimeMap",
+    "from_edm",
+    "from_flow_matching",
     "schedule_from_dict",
 ]

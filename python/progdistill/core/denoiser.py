@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from progdistill.core.callable_network import CallableNetwork
 from progdistill.core.schedules import CosineSchedule, Schedule
 from progdistill.core.time_map import TimeMap
 from progdistill.ops import rotation
@@ -31,7 +33,8 @@ class Denoiser(nn.Module):
 
     Args:
         network: called as network(z, time) or network(z, time, class_labels) with z (B, C, ...), time (B,) float32
-            and class_labels (B,) int64; returns its output (two-headed: 2C channels, x first). Any callable module.
+            and class_labels (B,) int64; returns its output (two-headed: 2C channels, x first). Any module, or any
+            callable as `CallableNetwork` takes it.
         sample_shape: the shape of one sample, (C, H, W) for images. Data lie in [-1, 1].
         schedule: default the pure cosine phi = pi t / 2.
         prediction_type: "epsilon", "sample", "v_prediction" or "sample_epsilon" (aliases eps, x, v, both).
@@ -49,7 +52,7 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Module | Callable[..., Any],
         *,
         sample_shape: tuple[int, ...],
         schedule: Schedule | None = None,
@@ -62,7 +65,7 @@ class Denoiser(nn.Module):
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network = network if isinstance(network, nn.Module) else CallableNetwork(network)
         self.sample_shape = tuple(sample_shape)
         self.schedule = schedule or CosineSchedule()
         self.prediction_type = canonical_prediction_type(prediction_type)
@@ -92,9 +95,9 @@ class Denoiser(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters are (CPU if it has none)."""
-        parameter = next(self.network.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        """Where the network's parameters are, or its buffers if it has none (CPU if it has neither)."""
+        tensor = next(chain(self.network.parameters(), self.network.buffers()), None)
+        return torch.device("cpu") if tensor is None else tensor.device
 
     def raw(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
         """The network's own output at angle phi (B,): what the fused operations take.
@@ -132,18 +135,18 @@ class Denoiser(nn.Module):
 
     def v(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
         """The predicted v = dz/dphi, float32 (float64 for a float64 state)."""
-        return self._predict("v", z, phi, cond)
+        return self.converted(self.raw(z, phi, cond), z, phi, "v")
 
     def x(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
         """The predicted clean data."""
-        return self._predict("x", z, phi, cond)
+        return self.converted(self.raw(z, phi, cond), z, phi, "x")
 
     def eps(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
         """The predicted noise."""
-        return self._predict("eps", z, phi, cond)
+        return self.converted(self.raw(z, phi, cond), z, phi, "eps")
 
-    def _predict(self, quantity: str, z: Tensor, phi: Tensor, cond: Condition | None) -> Tensor:
-        out = self.raw(z, phi, cond)
+    def converted(self, out: Tensor, z: Tensor, phi: Tensor, quantity: str) -> Tensor:
+        """What an output of `raw` says of "x", "eps" or "v", float32 (float64 for a float64 state)."""
         form = rotation.prediction_form(self.prediction_type, quantity, phi)
         value = per_sample(form.z, z) * z
         for coefficient, part in zip(form.output, split_heads(out, heads(self.prediction_type), z.dtype), strict=True):

@@ -123,6 +123,7 @@ class TableSchedule(Schedule):
                 "alphas_cumprod must be at least two values that fall strictly within [0, 1); got "
                 f"{len(levels)} values from {levels[:1]} to {levels[-1:]}"
             )
+        object.__setattr__(self, "_nodes_on", {})
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> TableSchedule:
@@ -138,21 +139,31 @@ class TableSchedule(Schedule):
         """
         return cls(tuple(_diffusers_alphas_cumprod(config).tolist()))
 
-    def _nodes(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        levels = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device=device)
+    def _nodes(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """(times, angles) of the clean end and the levels, (T + 1,) each, beside `at`; equal bits on every device."""
+        if type(at) is not Tensor:
+            # What a tracer puts in a tensor's place mixes with nothing that was there before, nor lasts.
+            return self._new_nodes(at.device)
+        if at.device not in self._nodes_on:
+            with torch.inference_mode(False):
+                self._nodes_on[at.device] = self._new_nodes(at.device)
+        return self._nodes_on[at.device]
+
+    def _new_nodes(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        levels = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device="cpu")
         angles = torch.atan2(torch.sqrt(1.0 - levels), torch.sqrt(levels))
-        times = torch.arange(len(levels) + 1, dtype=torch.float64, device=device) / len(levels)
-        return times, torch.cat([angles.new_zeros(1), angles])
+        times = torch.arange(len(levels) + 1, dtype=torch.float64, device="cpu") / len(levels)
+        return times.to(device), torch.cat([angles.new_zeros(1), angles]).to(device)
 
     def angle(self, time: Tensor | float) -> Tensor:
         time = as_float64(time)
-        times, angles = self._nodes(time.device)
+        times, angles = self._nodes(time)
         return _interpolate(time, times, angles)
 
     def time(self, phi: Tensor | float) -> Tensor:
         """The fractional level by equal logSNR, as (i + 1) / T; angles beyond the last level are held there."""
         phi = as_float64(phi)
-        times, angles = self._nodes(phi.device)
+        times, angles = self._nodes(phi)
         return _interpolate(phi, angles, times)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from progdistill.core import Denoiser
+from progdistill.evaluation.classes import class_labels_in_turn
 from progdistill.metrics import mean_and_standard_error, paired_distance
 from progdistill.sampling import generate
 
@@ -26,6 +27,8 @@ class RoundComparison:
     """Mean and standard error of student (N) against teacher (K N): what the round has lost."""
     teacher_distance: tuple[float, float]
     """Teacher (N) against teacher (K N): what simply taking fewer steps would have lost."""
+    labels: Tensor | None = None
+    """(n,) int64, for conditional models."""
 
     def record(self) -> dict:
         """JSON-ready figures."""
@@ -67,14 +70,10 @@ def compare_round(
         own,
         mean_and_standard_error(paired_distance(own, imitated)),
         mean_and_standard_error(paired_distance(same, imitated)),
+        labels,
     )
 
 
 def any_steps(model: Denoiser) -> Denoiser:
     """The same model without its list of valid step counts, to show what happens elsewhere."""
     return model.with_network(model.network, valid_steps=None)
-
-
-def class_labels_in_turn(model: Denoiser, count: int) -> Tensor | None:
-    """Labels 0, 1, ..., 0, 1, ... for a conditional model, None for an unconditional one."""
-    return None if model.num_classes is None else torch.arange(count) % model.num_classes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from progdistill.core import Denoiser
 from progdistill.core.processes import gather_on_main_process, on_main_process, process_count, share_of
 from progdistill.data import ImageDataset, to_uint8
-from progdistill.evaluation.compare_round import class_labels_in_turn
+from progdistill.evaluation.classes import class_labels_in_turn, class_metrics, class_reference
 from progdistill.evaluation.reference import reference_statistics
 from progdistill.metrics import (
     GaussianStatistics,
@@ -64,8 +64,10 @@ class QualityMeter:
         seeds: how many disjoint ranges of image seeds are measured; their spread is the error bar.
         metrics: names from `progdistill.metrics.METRICS`.
         reference_file: where the statistics of `dataset` are kept: written if missing, else checked and read.
+        per_class: for `measure_classes`: keep the features of the data set (4 N F bytes), whose labels it needs.
 
-    Raises ValueError for unknown metrics, no images or seeds, or a file of other features or other data.
+    Raises ValueError for unknown metrics, no images or seeds, a file of other features or other data, or a data set
+    without labels where they are needed.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class QualityMeter:
         seeds: int = 3,
         metrics: Sequence[str] = ("frechet",),
         reference_file: str | os.PathLike[str] | None = None,
+        per_class: bool = False,
     ) -> None:
         if num_images < 1 or seeds < 1:
             raise ValueError(f"num_images and seeds must be at least 1, got {num_images} and {seeds}")
@@ -85,10 +88,16 @@ class QualityMeter:
         self.seeds = seeds
         self.metrics = checked_metrics(metrics)
         self.reference_set: ReferenceStatistics | None = None
+        self._labels: Tensor | None = None
+        if per_class:
+            class_metrics(self.metrics)
+            if dataset is None or dataset.labels is None:
+                name = "no data set is" if dataset is None else f"{dataset.name} has no labels, but they are"
+                raise ValueError(f"{name} there to take the classes' images from; name data with labels")
+            self._labels = dataset.labels
         if dataset is not None or needs_reference(self.metrics):
-            self.reference_set = reference_statistics(
-                features, dataset, reference_file, keep_features=needs_features(self.metrics)
-            )
+            keep = per_class or needs_features(self.metrics)
+            self.reference_set = reference_statistics(features, dataset, reference_file, keep_features=keep)
 
     @property
     def reference(self) -> GaussianStatistics:
@@ -105,12 +114,51 @@ class QualityMeter:
         """Every figure of `metrics`, by the names that `metrics.compare` gives them; options go to `generate`."""
         return self._measure(self.metrics, model, steps, options)
 
+    def measure_classes(
+        self, model: Denoiser, steps: int, **options
+    ) -> tuple[dict[str, Quality], dict[int, dict[str, Quality]]]:
+        """What `measure_all` gives, and the same of the images of each class against that class's in the data set.
+
+        A class has num_images / classes of the images. Figures whose bias depends on the count are the higher for it:
+        compare them between models, not with those of all images.
+
+        Raises:
+            ValueError: the meter was not made with per_class, a model without classes, or too few images of a class.
+        """
+        if self._labels is None:
+            raise ValueError("this meter keeps no classes apart: make it with per_class=True")
+        if model.num_classes is None:
+            raise ValueError("this model knows no classes; measure it as a whole")
+        if self.num_images < 2 * model.num_classes:
+            raise ValueError(
+                f"num_images is {self.num_images}, fewer than two for each of the model's {model.num_classes} classes; "
+                f"use {2 * model.num_classes} or more, for the Frechet distance many more"
+            )
+        found: dict[int | None, dict[str, list[Measurement]]] = {}
+        for labels, batches in self._sets(model, steps, self.metrics, options):
+            measured = on_main_process(partial(self._figures_by_class, labels, _of_all_processes(batches)))
+            for label, figures in measured.items():
+                for name, measurement in figures.items():
+                    found.setdefault(label, {}).setdefault(name, []).append(measurement)
+        qualities = {label: {name: _over_sets(m) for name, m in own.items()} for label, own in found.items()}
+        return qualities.pop(None), qualities
+
     def distance(self, images: Tensor) -> float:
         """The Frechet distance of given uint8 images (N, C, H, W)."""
         return frechet_distance(self.reference, statistics_of(self.features, images))
 
     def _measure(self, metrics: Sequence[str], model: Denoiser, steps: int, options: dict) -> dict[str, Quality]:
         found: dict[str, list[Measurement]] = {}
+        for _, batches in self._sets(model, steps, metrics, options):
+            figures = on_main_process(partial(self._figures, metrics, _of_all_processes(batches)))
+            for name, measurement in figures.items():
+                found.setdefault(name, []).append(measurement)
+        return {name: _over_sets(measurements) for name, measurements in found.items()}
+
+    def _sets(
+        self, model: Denoiser, steps: int, metrics: Sequence[str], options: dict
+    ) -> Iterator[tuple[Tensor | None, Iterator[tuple[Tensor, Tensor | None]]]]:
+        """For each set of seeds: the labels of all its images, and this process's batches of features and logits."""
         mine = share_of(self.num_images)
         mine = slice(mine.start, mine.stop)
         for k in range(self.seeds):
@@ -125,16 +173,27 @@ class QualityMeter:
                 with_logits="inception_score" in metrics,
                 **options,
             )
-            figures = on_main_process(partial(self._figures, metrics, _of_all_processes(batches)))
-            for name, measurement in figures.items():
-                found.setdefault(name, []).append(measurement)
-        return {name: _over_sets(measurements) for name, measurements in found.items()}
+            yield labels, batches
 
     def _figures(self, metrics: Sequence[str], batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict:
         bank = bank_for(self.features, self.num_images, metrics)
         for batch in batches:
             bank.add_features(*batch)
         return compare(bank, self.reference_set, metrics, device=arithmetic_device(self.features))
+
+    def _figures_by_class(self, labels: Tensor, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict:
+        """The figures by label, and under None those of all images."""
+        kept = list(batches)
+        features = torch.cat([own for own, _ in kept])
+        found: dict[int | None, dict] = {None: self._figures(self.metrics, kept)}
+        metrics = class_metrics(self.metrics)
+        for label in labels.unique().tolist():
+            own = features[labels == label]
+            bank = bank_for(self.features, len(own), metrics)
+            bank.add_features(own)
+            reference = class_reference(self.reference_set, self._labels, label)
+            found[label] = compare(bank, reference, metrics, device=arithmetic_device(self.features))
+        return found
 
 
 def _of_all_processes(batches: Iterator[tuple[Tensor, Tensor | None]]) -> Iterable[tuple[Tensor, Tensor | None]]:

@@ -21,6 +21,8 @@ UNET, UNET_RAW, SCHEDULER = "unet", "unet_raw", "scheduler"
 UNET_CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULER_CONFIG = "scheduler_config.json"
+MODEL_CARD = "README.md"
+CARD_MARK = "Written by progdistill, which replaces this file when it saves the model again, unless this line is gone."
 
 _WRITTEN = (MANIFEST, MODEL_INDEX, UNET, UNET_RAW, SCHEDULER)
 
@@ -30,8 +32,9 @@ def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Context manager that yields an empty folder beside `path` and puts it in the place of `path` when all went well.
 
     A model folder that is already there is moved aside, replaced and then deleted, except for files that this package
-    does not write (a model card, say), which move to the new folder. If the body or a rename fails, the old folder is
-    as it was and the exception goes on. A symbolic link is followed, not replaced.
+    does not write (samples, say, or a model card that somebody has made their own), which move to the new folder. If
+    the body or a rename fails, the old folder is as it was and the exception goes on. A symbolic link is followed, not
+    replaced.
 
     Raises FileExistsError if `path` is something other than a model folder or an empty folder, OSError from the disk.
     """
@@ -49,8 +52,8 @@ def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     if aside.exists():
         for entry in list(aside.iterdir()):
-            if entry.name not in _WRITTEN:
-                entry.rename(target / entry.name)
+            if not _is_ours(entry):
+                entry.replace(target / entry.name)
         # What a reader still holds open may refuse to go (network file systems); the new model is in place anyway.
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -62,7 +65,7 @@ def interrupted_replacements(path: Path) -> list[Path]:
 
 
 @contextmanager
-def blaming(file: Path, fix: str) -> Iterator[None]:
+def blaming(file: Path | str, fix: str) -> Iterator[None]:
     """Turns what a malformed description raises into a ValueError that names the file and the fix."""
     try:
         yield
@@ -80,6 +83,12 @@ def read_json(file: Path) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise ValueError(f"expected a JSON object, found a {type(values).__name__}")
     return values
+
+
+def _is_ours(entry: Path) -> bool:
+    if entry.name == MODEL_CARD and entry.is_file():
+        return CARD_MARK.encode() in entry.read_bytes()
+    return entry.name in _WRITTEN
 
 
 def _check_replaceable(target: Path) -> None:

@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from progdistill.core.denoiser import Denoiser
-from progdistill.core.files import write_json_atomic
+from progdistill.core.files import write_json_atomic, write_text_atomic
+from progdistill.interop.ddim_config import ddim_config
 from progdistill.interop.folders import (
     MANIFEST,
+    MODEL_CARD,
     MODEL_INDEX,
     SCHEDULER,
     SCHEDULER_CONFIG,
@@ -24,7 +27,8 @@ from progdistill.interop.folders import (
     replace_folder,
 )
 from progdistill.interop.manifest import check_fits, image_size, manifest_of
-from progdistill.interop.scheduler_config import diffusers_obstacle, scheduler_config
+from progdistill.interop.model_card import model_card
+from progdistill.interop.plain_diffusers import diffusers_obstacle
 from progdistill.interop.weights import check_shapes, shapes_of, write_weights
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.unet import UNet
@@ -37,11 +41,13 @@ def save(
     raw_state_dict: Mapping[str, Tensor] | None = None,
     students: Mapping[int, str | os.PathLike[str]] | None = None,
 ) -> Path:
-    """Writes a model folder: unet/, scheduler/, progdistill.json, and model_index.json if plain diffusers will do.
+    """Writes a model folder: unet/, scheduler/, progdistill.json, README.md, and model_index.json if plain diffusers
+    will do.
 
     With model_index.json, `DiffusionPipeline.from_pretrained(path)(num_inference_steps=N)` draws the same images as
     this package for every valid N. Where diffusers would sample wrongly that file is left out, so that it refuses, and
-    progdistill.json says why under "diffusers".
+    progdistill.json says why under "diffusers"; `export_diffusers` can change some such models so that diffusers will
+    do. README.md is a model card; one that somebody has made their own stays.
 
     Args:
         denoiser: its network must be a `progdistill.nets.unet.UNet`. Weights are written as float32.
@@ -59,38 +65,50 @@ def save(
         FileExistsError: `path` is there and is no model folder.
         OSError: the disk refused; whatever was at `path` before is still there.
     """
-    config = _config_of(denoiser)
-    state = denoiser.network.state_dict()
+    config = config_of(denoiser)
     if raw_state_dict is not None:
-        check_shapes(shapes_of(raw_state_dict), shapes_of(state), "raw_state_dict")
+        check_shapes(shapes_of(raw_state_dict), shapes_of(denoiser.network.state_dict()), "raw_state_dict")
     obstacle = diffusers_obstacle(denoiser, config)
     manifest = manifest_of(denoiser, students, obstacle)
+    card = model_card(denoiser, obstacle)
     with replace_folder(path) as folder:
-        write_weights(state, folder / UNET / WEIGHTS)
-        write_json_atomic(folder / UNET / UNET_CONFIG, config.to_dict())
+        write_model(folder, denoiser, config)
         if raw_state_dict is not None:
             write_weights(raw_state_dict, folder / UNET_RAW / WEIGHTS)
-        write_json_atomic(folder / SCHEDULER / SCHEDULER_CONFIG, scheduler_config(denoiser))
         if obstacle is None:
-            write_json_atomic(folder / MODEL_INDEX, _model_index(denoiser))
+            write_json_atomic(folder / MODEL_INDEX, model_index(denoiser))
+        write_text_atomic(folder / MODEL_CARD, card)
         write_json_atomic(folder / MANIFEST, manifest)
     return Path(path)
 
 
-def _config_of(denoiser: Denoiser) -> UNetConfig:
+def write_model(folder: Path, denoiser: Denoiser, config: UNetConfig, dtype: torch.dtype = torch.float32) -> None:
+    """Writes unet/ and scheduler/."""
+    write_weights(denoiser.network.state_dict(), folder / UNET / WEIGHTS, dtype)
+    write_json_atomic(folder / UNET / UNET_CONFIG, config.to_dict())
+    write_json_atomic(folder / SCHEDULER / SCHEDULER_CONFIG, ddim_config(denoiser))
+
+
+def config_of(denoiser: Denoiser) -> UNetConfig:
+    """The configuration of the model's U-Net, with the size of its images.
+
+    Raises ValueError for another kind of network, or one that the denoiser's description does not fit.
+    """
     network = denoiser.network
     if not isinstance(network, UNet):
         raise ValueError(
             f"only a progdistill.nets.unet.UNet can be saved as a model folder, this network is a "
             f"{type(network).__name__}. If it wraps one, save denoiser.with_network(network.module) "
             "(DistributedDataParallel) or denoiser.with_network(network._orig_mod) (torch.compile); of any other, keep "
-            "the state_dict() in a safetensors file of your own"
+            "the state_dict() in a safetensors file of your own (EDM's preconditioning and the like, which scale what "
+            "goes in and out of a network, are beyond a UNet2DModel)"
         )
     check_fits(network.config, denoiser.sample_shape, denoiser.prediction_type, denoiser.num_classes)
     return dataclasses.replace(network.config, sample_size=image_size(denoiser.sample_shape))
 
 
-def _model_index(denoiser: Denoiser) -> dict[str, Any]:
+def model_index(denoiser: Denoiser) -> dict[str, Any]:
+    """The content of model_index.json."""
     # DDIMPipeline passes no class labels; this one does, and takes any scheduler.
     pipeline = "DDIMPipeline" if denoiser.num_classes is None else "ConsistencyModelPipeline"
     return {

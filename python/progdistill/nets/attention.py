@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
+
+from progdistill.nets.layers import project
+from progdistill.nets.pending_sum import PendingSum
 
 
 class Attention(nn.Module):
@@ -30,17 +33,19 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: PendingSum) -> PendingSum:
         """(B, C, H, W) -> (B, C, H, W) in ``x``'s memory format; channels_last costs no copy."""
-        h = x if self.group_norm is None else self.group_norm(x)
+        h = x.formed() if self.group_norm is None else x.normalised(self.group_norm, silu=False)
+        height_width = h.shape[2:]
         # One copy for an NCHW tensor, instead of one in each of the three projections.
         tokens = h.flatten(2).transpose(1, 2).contiguous()
         q, k, v = (
-            project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for project in (self.to_q, self.to_k, self.to_v)
+            project(layer, tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.to_q, self.to_k, self.to_v)
         )
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        h = self.to_out[0](h).transpose(1, 2).unflatten(2, x.shape[2:])
-        # x first: the sum takes the memory format of its first operand.
-        h = x + h
-        return h if self.output_scale_factor == 1 else h / self.output_scale_factor
+        to_out = self.to_out[0]
+        h = project(to_out, h, bias=not x.waits).transpose(1, 2).unflatten(2, height_width)
+        # x first: the sum takes the memory format of its first term.
+        total = PendingSum(x.formed(), to_out.bias if x.waits else None, h, waits=x.waits)
+        return total.divided(self.output_scale_factor)

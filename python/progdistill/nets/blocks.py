@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from progdistill.nets.attention import Attention
 from progdistill.nets.config import UNetConfig
+from progdistill.nets.embeddings import FixedTime
+from progdistill.nets.pending_sum import PendingSum
 from progdistill.nets.resnet import ConvDownsample, ConvUpsample, ResnetBlock
 
 
@@ -58,7 +60,7 @@ class DownBlock(nn.Module):
                 ]
             )
 
-    def forward(self, x: Tensor, time_act: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: PendingSum, time_act: Tensor | FixedTime, skips: list[PendingSum]) -> PendingSum:
         """(B, in_channels, H, W) -> (B, out_channels, H/2, W/2); all intermediate results go to ``skips``."""
         for index, resnet in enumerate(self.resnets):
             x = resnet(x, time_act)
@@ -94,7 +96,7 @@ class MidBlock(nn.Module):
             ResnetBlock(config, channels, channels, output_scale_factor=scale) for _ in range(2)
         )
 
-    def forward(self, x: Tensor, time_act: Tensor) -> Tensor:
+    def forward(self, x: PendingSum, time_act: Tensor | FixedTime) -> PendingSum:
         """(B, C, H, W) -> (B, C, H, W)."""
         x = self.resnets[0](x, time_act)
         if self.attentions is not None:
@@ -132,10 +134,10 @@ class UpBlock(nn.Module):
                 ]
             )
 
-    def forward(self, x: Tensor, time_act: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: PendingSum, time_act: Tensor | FixedTime, skips: list[PendingSum]) -> PendingSum:
         """(B, in_channels, H, W) -> (B, out_channels, 2H, 2W); each residual block pops one of ``skips``."""
         for index, resnet in enumerate(self.resnets):
-            x = resnet(x, time_act, skips.pop())
+            x = resnet(x, time_act, skips.pop().formed())
             if self.attentions is not None:
                 x = self.attentions[index](x)
         if self.upsamplers is not None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from progdistill.nets.layers import project
+
 
 def _frequencies(half: int, freq_shift: float) -> Tensor:
     exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device="cpu")
@@ -45,7 +47,7 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class FixedTime(dict):
-    """What a fixed time adds in each residual block, (1, C) by block: `UNet.fixed_time` makes it.
+    """`ResnetBlock.time_terms` of a fixed time by block, (1, C) each: `UNet.fixed_time` makes it.
 
     A few-step sampler knows its times beforehand, so that no embedding has to be computed while it runs. In a network
     with classes, whose blocks see the sum of time and class, there is the time's `embedding` (1, E) instead.
@@ -72,4 +74,4 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(features, features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
+        return project(self.linear_2, F.silu(project(self.linear_1, x)))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.embeddings import FixedTime
-from progdistill.nets.norm import group_norm_silu
+from progdistill.nets.layers import convolve, pointwise, project
+from progdistill.nets.pending_sum import PendingSum
 
 Resample = Literal["up", "down"]
 
@@ -54,30 +55,48 @@ class ResnetBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, time_act: Tensor | FixedTime, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: PendingSum, time_act: Tensor | FixedTime, skip: Tensor | None = None) -> PendingSum:
         """Returns (B, out_channels, H', W').
 
         ``x``: (B, C, H, W). ``time_act``: (B, time_embed_dim), the embedding after SiLU, which all blocks
         share; or a `FixedTime`. ``skip``: (B, C', H, W), appended to the channels of ``x``; C + C' = in_channels.
         """
-        if skip is not None:
-            x = torch.cat((x, skip), dim=1)
-        h = group_norm_silu(x, self.norm1)
+        waits = x.waits
+        if skip is not None and not waits:
+            x, skip = PendingSum(torch.cat((x.formed(), skip), dim=1), waits=False), None
+        h = x.normalised(self.norm1, skip=skip)
+        x = x.formed()
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
-        h = self.conv1(h)
-        time = time_act[self] if isinstance(time_act, FixedTime) else self.time_emb_proj(time_act)
-        if self.scale_shift:
-            h = group_norm_silu(h, self.norm2, scale_shift=time)
-        else:
-            h = group_norm_silu(h, self.norm2, shift_before=time)
+        time = time_act[self] if isinstance(time_act, FixedTime) else self.time_terms(time_act)
+        h = self._timed(h, time, waits)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        h = self.conv2(h)
-        if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x)
-        h = x + h
-        return h if self.output_scale_factor == 1 else h / self.output_scale_factor
+        return self._added(h, x, skip, waits).divided(self.output_scale_factor)
+
+    def time_terms(self, time_act: Tensor) -> Tensor:
+        """What the second norm takes of a time: the shift before it (B, out_channels), in which the bias of the first
+        convolution is, or scale and shift after it (B, 2 out_channels)."""
+        time = project(self.time_emb_proj, time_act)
+        return time if self.scale_shift else time + self.conv1.bias
+
+    def _timed(self, h: Tensor, time: Tensor, waits: bool) -> Tensor:
+        """The first convolution and the second norm, to which the time belongs."""
+        if not self.scale_shift:
+            h = convolve(self.conv1, h, bias=False)
+            return PendingSum(h, time, waits=waits).normalised(self.norm2)
+        h = convolve(self.conv1, h, bias=not waits)
+        return PendingSum(h, self.conv1.bias if waits else None, waits=waits).normalised(self.norm2, scale_shift=time)
+
+    def _added(self, h: Tensor, x: Tensor, skip: Tensor | None, waits: bool) -> PendingSum:
+        """The last convolution of the branch, and the shortcut."""
+        shift = self.conv2.bias if waits else None
+        if self.conv_shortcut is not None and waits:
+            x = pointwise(self.conv_shortcut.weight, *((x,) if skip is None else (x, skip)))
+            shift = shift + self.conv_shortcut.bias
+        elif self.conv_shortcut is not None:
+            x = convolve(self.conv_shortcut, x)
+        return PendingSum(x, shift, convolve(self.conv2, h, bias=not waits), waits=waits)
 
 
 class ConvDownsample(nn.Module):
@@ -88,9 +107,11 @@ class ConvDownsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
-    def forward(self, x: Tensor, time_act: Tensor) -> Tensor:
+    def forward(self, x: PendingSum, time_act: Tensor) -> PendingSum:
         """(B, C, H, W) -> (B, C, H/2, W/2); the time is not used."""
-        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
+        h = x.formed()
+        h = convolve(self.conv, h if self.conv.padding[0] else F.pad(h, (0, 1, 0, 1)))
+        return PendingSum(h, waits=x.waits)
 
 
 class ConvUpsample(nn.Module):
@@ -100,6 +121,6 @@ class ConvUpsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, time_act: Tensor) -> Tensor:
+    def forward(self, x: PendingSum, time_act: Tensor) -> PendingSum:
         """(B, C, H, W) -> (B, C, 2H, 2W); the time is not used."""
-        return self.conv(upsample(x))
+        return PendingSum(convolve(self.conv, upsample(x.formed())), waits=x.waits)

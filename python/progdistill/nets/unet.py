@@ -10,7 +10,8 @@ from progdistill.nets.attention import Attention
 from progdistill.nets.blocks import DownBlock, MidBlock, UpBlock
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.embeddings import FixedTime, SinusoidalEmbedding, TimestepEmbedding
-from progdistill.nets.norm import group_norm_silu
+from progdistill.nets.layers import convolve
+from progdistill.nets.pending_sum import PendingSum, sums_wait
 from progdistill.nets.resnet import ResnetBlock
 
 
@@ -19,6 +20,7 @@ class UNet(nn.Module):
 
     Weights are drawn as Salimans & Ho 2022 do (see :func:`initialise`), so a fresh network returns zeros.
     Weights and sample may both be contiguous or both channels_last; the activations stay as they are.
+    Vectors may be wider than matrices (`progdistill.nets.bfloat16_twin`).
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -58,7 +60,7 @@ class UNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, to which ``forward`` brings its input."""
+        """The dtype of the weights' matrices, to which ``forward`` brings its input."""
         return self.conv_in.weight.dtype
 
     def forward(
@@ -73,7 +75,8 @@ class UNet(nn.Module):
         ``class_labels``: (B,) integers below ``num_class_embeds``; (B,) numbers for
         ``class_embed_type="timestep"``; (B, time_embed_dim) for ``"identity"``; None without classes.
 
-        Returns (B, out_channels, H, W) in the dtype that the weights (or autocast) compute in. Raises
+        Returns (B, out_channels, H, W) in the dtype that the weights (or autocast) compute in, or in that of the
+        output's bias if it is wider: the sum is then formed in it. Raises
         ValueError for shapes that do not fit and for missing or superfluous labels, and on the CPU for values
         out of range.
         """
@@ -86,7 +89,8 @@ class UNet(nn.Module):
         fixed = isinstance(timestep, FixedTime) and class_labels is None
         time_act = timestep if fixed else F.silu(self._embed(x, timestep, class_labels))
 
-        x = self.conv_in(x)
+        x = convolve(self.conv_in, x)
+        x = PendingSum(x, waits=sums_wait(x))
         skips = [x]
         for block in self.down_blocks:
             x = block(x, time_act, skips)
@@ -94,7 +98,11 @@ class UNet(nn.Module):
             x = self.mid_block(x, time_act)
         for block in self.up_blocks:
             x = block(x, time_act, skips)
-        return self.conv_out(group_norm_silu(x, self.conv_norm_out))
+        h = x.normalised(self.conv_norm_out)
+        bias = self.conv_out.bias
+        if bias.dtype == self.conv_out.weight.dtype:
+            return convolve(self.conv_out, h)
+        return convolve(self.conv_out, h, bias=False) + bias[:, None, None]
 
     @torch.no_grad()
     def fixed_time(self, timestep: float) -> FixedTime:
@@ -108,7 +116,7 @@ class UNet(nn.Module):
             return FixedTime(embedding=embedding)
         time_act = F.silu(embedding)
         blocks = (module for module in self.modules() if isinstance(module, ResnetBlock))
-        return FixedTime((block, block.time_emb_proj(time_act)) for block in blocks)
+        return FixedTime((block, block.time_terms(time_act)) for block in blocks)
 
     def _embed(self, x: Tensor, timestep: Tensor | float | FixedTime, class_labels: Tensor | None) -> Tensor:
         """The sum of the time's and the class's embedding, (B, time_embed_dim)."""

@@ -7,6 +7,7 @@ from progdistill.ops.diffuse_seeded import diffuse_seeded
 from progdistill.ops.distillation_loss import distillation_loss, distillation_loss_and_grad
 from progdistill.ops.distillation_target import distillation_target
 from progdistill.ops.gradient_norm import gradient_norm
+from progdistill.ops.group_norm_silu import group_norm_silu
 from progdistill.ops.normal import normal
 from progdistill.ops.prediction_loss import prediction_loss, prediction_loss_and_grad
 
@@ -19,6 +20,7 @@ __all__ = [
     "distillation_loss_and_grad",
     "distillation_target",
     "gradient_norm",
+    "group_norm_silu",
     "normal",
     "prediction_loss",
     "prediction_loss_and_grad",

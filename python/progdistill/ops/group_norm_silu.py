@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from progdistill.ops import native
+from progdistill.ops.backends import choose, declare
 from progdistill.ops.layout import dense, memory_format
+from progdistill.ops.registration import register
 
 
 def group_norm_silu(
@@ -28,30 +33,41 @@ def group_norm_silu(
     Whatever is left out counts as 0. With a `residual`, u is a result too: the sum that a residual block ends with is
     formed on the way to the norm that follows it. It is then rounded to the dtype of x before it is normalised.
 
+    The compiled kernels work in channels_last order. An x in another order is brought there and the results back: twice
+    as many passes over memory.
+
     Args:
         x: (B, C, H, W), float32, float64 or bfloat16. C + C' channels are normalised in all.
         weight, bias: (C + C',), of the norm; float32, or the dtype of x.
         groups: number of groups, a divisor of C + C'. A group may lie partly in x and partly in skip.
-        eps: added to the variance, which is that of the group (not Bessel's).
-        skip: (B, C', H, W), further channels.
+        eps: positive, added to the variance, which is that of the group (not Bessel's).
+        skip: (B, C', H, W), further channels, in the dtype of x.
         shift: (B, C), (1, C) or (C,), for the channels of x alone: the preceding convolution's bias and the time's
             projection. float32, or the dtype of x.
         scale_shift: (B, 2 (C + C')), the scales first, or (1, ...): adaptive group normalisation (Dhariwal & Nichol
             2021). float32, or the dtype of x.
-        residual: (B, C, H, W).
+        residual: (B, C, H, W), in the dtype of x.
         silu: no: without the activation.
-        backend: force "reference", "cuda" or "triton"; default: the best available.
+        backend: force "reference", "cuda" or "triton" (float32 and bfloat16 only); default: the best available.
 
     Returns:
         y (B, C + C', H, W); with a residual (y, u). Both have the dtype and memory format of x. Arithmetic is float32
-        (float64 for a float64 x). Differentiable in all tensors.
+        (float64 for a float64 x). Differentiable in all tensors; once, but for the reference.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or number of groups, with what is allowed.
+        TypeError, ValueError: wrong dtype, shape, device, eps or number of groups, with what is allowed.
     """
-    return group_norm_silu_reference(
-        x, weight, bias, groups, eps, skip=skip, shift=shift, scale_shift=scale_shift, residual=residual, silu=silu
+    _check(x, weight, bias, groups, eps, skip, shift, scale_shift, residual)
+    if _is_left_to_reference(x.device.type, x.dtype, backend):
+        return group_norm_silu_reference(
+            x, weight, bias, groups, eps, skip=skip, shift=shift, scale_shift=scale_shift, residual=residual, silu=silu
+        )
+    format = memory_format(x)
+    x, skip, residual = (_channels_last(image) for image in (x, skip, residual))
+    y, u, _, _ = _group_norm_silu(
+        x, skip, residual, shift, weight, bias, scale_shift, int(groups), float(eps), silu, backend
     )
+    return dense(y, format) if residual is None else (dense(y, format), dense(u, format))
 
 
 def group_norm_silu_reference(
@@ -80,9 +96,283 @@ def group_norm_silu_reference(
         u = sum.to(computing)
     if skip is not None:
         u = torch.cat((u, skip.to(computing)), dim=1)
-    y = F.group_norm(u, groups, weight.to(computing), bias.to(computing), eps)
+    weight, bias = weight.to(computing), bias.to(computing)
+    # Not F.group_norm, which refuses a single image whose groups hold one number each.
+    if u.requires_grad or not torch.is_grad_enabled():
+        y = torch.group_norm(u, groups, weight, bias, eps)
+    else:  # asked for the gradient of weight and bias alone, torch 2.13 crashes in channels_last order on the CPU
+        y = torch.addcmul(bias[:, None, None], torch.group_norm(u, groups, eps=eps), weight[:, None, None])
     if scale_shift is not None:
         scale, shift_after = scale_shift.to(computing)[..., None, None].chunk(2, dim=1)
         y = torch.addcmul(shift_after, y, scale + 1)
     y = dense((F.silu(y) if silu else y).to(x.dtype), format)
     return y if residual is None else (y, dense(sum, format))
+
+
+def _check(x, weight, bias, groups, eps, skip, shift, scale_shift, residual) -> None:
+    if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        raise TypeError(f"x is {x.dtype}; expected float32, float64 or bfloat16")
+    if x.dim() != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, C, H, W)")
+    samples, channels = x.shape[:2]
+    if residual is not None:
+        _check_image("residual", residual, x)
+    normalised = channels
+    if skip is not None:
+        _check_image("skip", skip, x, own_channels=True)
+        normalised += skip.shape[1]
+    if groups < 1 or normalised % groups != 0:
+        raise ValueError(f"groups is {groups}, which does not divide the {normalised} channels; use a divisor")
+    if not eps > 0:
+        raise ValueError(f"eps is {eps}; use a positive number such as 1e-6")
+    for name, values, shapes in (
+        ("weight", weight, ((normalised,),)),
+        ("bias", bias, ((normalised,),)),
+        ("shift", shift, ((samples, channels), (1, channels), (channels,))),
+        ("scale_shift", scale_shift, ((samples, 2 * normalised), (1, 2 * normalised))),
+    ):
+        if values is not None:
+            _check_values(name, values, shapes, x)
+
+
+def _check_image(name: str, image: Tensor, x: Tensor, own_channels: bool = False) -> None:
+    channels = image.shape[1] if own_channels and image.dim() == 4 else x.shape[1]
+    if image.shape != (x.shape[0], channels, *x.shape[2:]):
+        wanted = "its samples, height and width" if own_channels else "that shape"
+        raise ValueError(f"{name} has shape {tuple(image.shape)}, x has {tuple(x.shape)}; it must have {wanted}")
+    if image.dtype != x.dtype:
+        raise TypeError(f"{name} is {image.dtype}, x is {x.dtype}; convert one of them")
+    _check_device(name, image, x)
+
+
+def _check_values(name: str, values: Tensor, shapes: tuple[tuple[int, ...], ...], x: Tensor) -> None:
+    if values.shape not in shapes:
+        allowed = " or ".join(map(str, dict.fromkeys(shapes)))
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; expected {allowed} with x of {tuple(x.shape)}")
+    if values.dtype not in (torch.float32, x.dtype):
+        allowed = " or ".join(dict.fromkeys((str(torch.float32), str(x.dtype))))
+        raise TypeError(f"{name} is {values.dtype}; beside a {x.dtype} x it may be {allowed}")
+    _check_device(name, values, x)
+
+
+def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}, x on {x.device}; move one of them")
+
+
+def _is_left_to_reference(device: str, dtype: torch.dtype, backend: str | None) -> bool:
+    if choose("group_norm_silu", device, backend) is group_norm_silu_reference:
+        return True
+    if dtype != torch.float64:
+        return False
+    forced = backend or os.environ.get("PROGDISTILL_BACKEND")
+    if forced:
+        raise TypeError(f'x is torch.float64; backend {forced!r} takes float32 and bfloat16: use backend="reference"')
+    return True
+
+
+# What torch.compiler.assume_constant_result sets, but without importing the compiler: it cannot trace the extension.
+_is_left_to_reference._dynamo_marked_constant = True
+
+
+def _channels_last(image: Tensor | None) -> Tensor | None:
+    return None if image is None else dense(image, torch.channels_last)
+
+
+# The kernels' calls, the same for every compiled backend. All tensors are of one device and dense, images in
+# channels_last order; the first ones are results, allocated by the caller; what is None is left out. `shift` is (B, C)
+# or (1, C), `scale_shift` (B, 2 (C + C')) or (1, ...); they, weight and bias are float32 or as x, each for itself. The
+# batch may be empty.
+#
+# forward(y, sum, mean, rstd, x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu)
+#     sum (B, C, H, W): x + residual + shift as x; exactly with a residual. mean, rstd (B, groups) float32.
+#
+# backward(du, dskip, dweight, dbias, dshift, dscale_shift,
+#          dy, dsum, u, skip, shift, weight, bias, scale_shift, mean, rstd, groups, silu)
+#     u: the sum if there was a residual (then shift is None, being part of it), else x. du (B, C, H, W) is the gradient
+#     of x and residual alike, dsum being part of it; dshift (B, C) is the sum of it over the pixels before rounding,
+#     and may be wanted without a shift. dweight, dbias (C + C',), dshift and dscale_shift (B, 2 (C + C')) are float32.
+
+
+def _forward_native(y, sum, mean, rstd, x, skip, *values) -> None:
+    workspace = _workspace(mean, x, skip, False)
+    tensors = (y, sum, mean, rstd, x, skip, *values[:-3])
+    native._C.group_norm_silu(*map(_view, tensors), *values[-3:], workspace, native.run(x))
+
+
+def _backward_native(*arguments) -> None:
+    *tensors, groups, silu = arguments
+    u, skip, mean = tensors[8], tensors[9], tensors[14]
+    workspace = _workspace(mean, u, skip, True)
+    native._C.group_norm_silu_backward(*map(_view, tensors), groups, silu, workspace, native.run(u))
+
+
+def _workspace(mean: Tensor, x: Tensor, skip: Tensor | None, backward: bool):
+    samples, channels, height, width = x.shape
+    others = 0 if skip is None else skip.shape[1]
+    count = native._C.group_norm_workspace(samples, height * width, channels, others, mean.shape[1], backward)
+    return _view(mean.new_empty(count))
+
+
+def _view(tensor: Tensor | None):
+    return None if tensor is None else native.view(tensor)
+
+
+def _forward_triton(*arguments) -> None:
+    from progdistill.ops.triton_kernels import group_norm_silu
+
+    group_norm_silu.forward(*arguments)
+
+
+def _backward_triton(*arguments) -> None:
+    from progdistill.ops.triton_kernels import group_norm_silu
+
+    group_norm_silu.backward(*arguments)
+
+
+declare(
+    "group_norm_silu",
+    {"reference": group_norm_silu_reference, "cuda": _forward_native, "triton": _forward_triton},
+)
+_BACKWARD = {_forward_native: _backward_native, _forward_triton: _backward_triton}
+
+
+def _implementation(
+    x: Tensor,
+    skip: Tensor | None,
+    residual: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scale_shift: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, u, mean, rstd = _fake(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, backend)
+    images = (_channels_last(image) for image in (x, skip, residual))
+    values = (_row(shift), weight.contiguous(), bias.contiguous(), _row(scale_shift))
+    forward = choose("group_norm_silu", x.device.type, backend)
+    forward(y, None if residual is None else u, mean, rstd, *images, *values, groups, eps, silu)
+    return y, u, mean, rstd
+
+
+def _row(values: Tensor | None) -> Tensor | None:
+    """Values of all samples alike as (1, ...)."""
+    return None if values is None else values.reshape(-1, values.shape[-1]).contiguous()
+
+
+def _fake(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, backend):
+    y = _image(x, len(weight))
+    u = x.new_empty(0) if residual is None else _image(x, x.shape[1])
+    mean, rstd = (x.new_empty((len(x), groups), dtype=torch.float32) for _ in range(2))
+    return y, u, mean, rstd
+
+
+def _image(like: Tensor, channels: int) -> Tensor:
+    shape = (like.shape[0], channels, *like.shape[2:])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, skip, residual, shift, weight, bias, scale_shift, ctx.groups, _, ctx.silu, ctx.backend = inputs
+    _, u, mean, rstd = output
+    ctx.has_residual = residual is not None
+    ctx.mark_non_differentiable(mean, rstd, *(() if ctx.has_residual else (u,)))
+    ctx.set_materialize_grads(False)
+    ctx.shift_like = None if shift is None else (shift.shape, shift.dtype)
+    own = (u, skip, None) if ctx.has_residual else (x, skip, shift)
+    ctx.save_for_backward(*own, weight, bias, scale_shift, mean, rstd)
+
+
+def _backward(ctx, dy: Tensor | None, dsum: Tensor | None, *_) -> tuple:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError('group_norm_silu is differentiable once; backend="reference" as often as you like')
+    u, skip, shift, weight, bias, scale_shift, mean, rstd = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(_image(u, len(weight)))
+    wants_dshift = ctx.shift_like is not None and ctx.needs_input_grad[3]
+    du, dskip, dweight, dbias, dshift, dscale_shift = _group_norm_silu_backward(
+        dy,
+        dsum if ctx.has_residual else None,
+        *(u, skip, shift, weight, bias, scale_shift, mean, rstd),
+        *(ctx.groups, ctx.silu, wants_dshift, ctx.backend),
+    )
+    return (
+        du,
+        None if skip is None else dskip,
+        du if ctx.has_residual else None,
+        _summed_to(dshift, *ctx.shift_like) if wants_dshift else None,
+        dweight.to(weight.dtype),
+        dbias.to(bias.dtype),
+        None if scale_shift is None else _summed_to(dscale_shift, scale_shift.shape, scale_shift.dtype),
+        *(None,) * 4,
+    )
+
+
+def _summed_to(gradient: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The gradient of each sample's values as that of the values given, which may be those of all samples."""
+    if gradient.shape != shape:
+        gradient = gradient.sum(dim=0).reshape(shape)
+    return gradient.to(dtype)
+
+
+_group_norm_silu = register(
+    "group_norm_silu(Tensor x, Tensor? skip, Tensor? residual, Tensor? shift, Tensor weight, Tensor bias,"
+    " Tensor? scale_shift, int groups, float eps, bool silu, str? backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _implementation,
+    _fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def _backward_implementation(
+    dy: Tensor,
+    dsum: Tensor | None,
+    u: Tensor,
+    skip: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scale_shift: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    groups: int,
+    silu: bool,
+    wants_dshift: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    results = _backward_fake(
+        dy, dsum, u, skip, shift, weight, bias, scale_shift, mean, rstd, groups, silu, wants_dshift, backend
+    )
+    du, dskip, dweight, dbias, dshift, dscale_shift = results
+    _BACKWARD[choose("group_norm_silu", u.device.type, backend)](
+        *(du, None if skip is None else dskip, dweight, dbias, dshift if wants_dshift else None),
+        None if scale_shift is None else dscale_shift,
+        *(_channels_last(image) for image in (dy, dsum, u, skip)),
+        *(_row(shift), weight.contiguous(), bias.contiguous(), _row(scale_shift), mean, rstd, groups, silu),
+    )
+    return results
+
+
+def _backward_fake(
+    dy, dsum, u, skip, shift, weight, bias, scale_shift, mean, rstd, groups, silu, wants_dshift, backend
+):
+    du = _image(u, u.shape[1])
+    dskip = u.new_empty(0) if skip is None else _image(skip, skip.shape[1])
+    normalised = len(weight)
+    dweight, dbias = mean.new_empty(normalised), mean.new_empty(normalised)
+    dshift = mean.new_empty((len(u), u.shape[1]) if wants_dshift else 0)
+    dscale_shift = mean.new_empty(0 if scale_shift is None else (len(u), 2 * normalised))
+    return du, dskip, dweight, dbias, dshift, dscale_shift
+
+
+_group_norm_silu_backward = register(
+    "group_norm_silu_backward(Tensor dy, Tensor? dsum, Tensor u, Tensor? skip, Tensor? shift, Tensor weight,"
+    " Tensor bias, Tensor? scale_shift, Tensor mean, Tensor rstd, int groups, bool silu, bool wants_dshift,"
+    " str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward_implementation,
+    _backward_fake,
+)

@@ -33,7 +33,7 @@ def register(
         torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     kinds = [str(argument.type) for argument in operator._schema.arguments]
-    single = [place for place, kind in enumerate(kinds) if kind == "Tensor"]
+    single = [place for place, kind in enumerate(kinds) if kind in ("Tensor", "Optional[Tensor]")]
     lists = [place for place, kind in enumerate(kinds) if kind == "List[Tensor]"]
 
     recorded = None if backward is None else _autograd_function(implementation, setup_context, backward)
@@ -41,7 +41,7 @@ def register(
     def call(*arguments):
         if torch.compiler.is_compiling() or _is_watched():
             return operator(*arguments)
-        tensors = [arguments[place] for place in single]
+        tensors = [arguments[place] for place in single if arguments[place] is not None]
         for place in lists:
             tensors += arguments[place]
         if any(type(tensor) not in _PLAIN for tensor in tensors):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from progdistill.sampling.images import FORM_OF, check_output_type, delivered, t
 from progdistill.sampling.latents import generator_latents, image_seeds, seeded_latents
 from progdistill.sampling.sampler import GraphMode
 from progdistill.sampling.sampler_cache import sampler_for
+from progdistill.sampling.solvers import FittedSolver, Solver, chosen_solver
 from progdistill.sampling.stochastic import stochastic
 
 SAMPLERS = ("ddim", "stochastic", "double_step")
@@ -36,6 +37,9 @@ def sample(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     sampler: str = "ddim",
     gamma: float = 0.5,
+    solver: str | FittedSolver | None = None,
+    grid: str | Sequence[float] | Tensor = "trailing",
+    solver_options: Mapping[str, Any] | None = None,
     clip: float | None = None,
     output_type: str = "pil",
     max_batch_size: int = 256,
@@ -59,6 +63,12 @@ def sample(
         generator: torch generator(s); reproduces the noise of diffusers' pipelines instead of seeds.
         sampler: "ddim" (deterministic), "stochastic" (the paper's, see `gamma`) or "double_step" (Meng et al. 2023).
         gamma: noise level of the stochastic sampler, 0 = lower, 1 = upper bound of the variance.
+        solver: instead of a sampler, a solver of the probability-flow ODE for a teacher: one of
+            `sampling.solvers.SOLVERS`, such as "dpmpp_3m", "ipndm" or "unipc_3", or what `fit_solver` has made, which
+            has its own grid. A student was made for DDIM.
+        grid: where the solver's steps are; see `sampling.solvers.make_grid`.
+        solver_options: further keyword arguments of the solver and the grid, such as analytic_first_step=True,
+            thresholding=Thresholding(), sigma_min=0.006.
         clip: None (as plain diffusers samples), or a bound of |x| at each step; the last image is clamped anyway.
         output_type: "pil", "np" (B, H, W, C in [0, 1]), "pt" (B, C, H, W in [0, 1]) or "uint8" (a tensor of bytes,
             B, H, W, C, on the model's device).
@@ -86,7 +96,7 @@ def sample(
         start = None
     labels = checked_labels(class_labels, count, model.num_classes)
     scales = checked_guidance(guidance_scale, count, model)
-    if _takes_fixed_steps(model, sampler, dtype, cuda_graph):
+    if solver is None and _takes_fixed_steps(model, sampler, dtype, cuda_graph):
         ready = sampler_for(model, steps, max_batch_size, dtype, clip, cuda_graph)
         batches = tqdm(
             range(0, max(count, 1), max_batch_size), desc=f"sampling, {steps} steps", disable=not progress, leave=False
@@ -106,11 +116,25 @@ def sample(
         guidance_scale=scales,
         sampler=sampler,
         gamma=gamma,
+        solver=_solver(model, solver, steps, grid, solver_options or {}),
         clip=clip,
         max_batch_size=max_batch_size,
         progress=progress,
     )
     return to_output(x, output_type)
+
+
+def _solver(
+    model: Denoiser, solver: str | FittedSolver | None, steps: int, grid: Any, options: Mapping[str, Any]
+) -> Solver | FittedSolver | None:
+    if solver is None or isinstance(solver, str):
+        return None if solver is None else chosen_solver(model, solver, steps, grid, **options)
+    if steps != solver.steps or options or grid != "trailing":
+        raise ValueError(
+            f"the solver was fitted for {solver.steps} steps of a grid of its own; pass steps={solver.steps} and leave "
+            "grid and solver_options out"
+        )
+    return solver
 
 
 def _part(values: Tensor | None, part: slice) -> Tensor | None:
@@ -140,6 +164,7 @@ def generate(
     guidance_scale: Tensor | None = None,
     sampler: str = "ddim",
     gamma: float = 0.5,
+    solver: Solver | FittedSolver | None = None,
     clip: float | None = None,
     max_batch_size: int = 256,
     progress: bool = False,
@@ -164,7 +189,9 @@ def generate(
             if class_labels is not None:
                 scales = None if guidance_scale is None else guidance_scale[part].to(device)
                 cond = Condition(class_labels[part].to(device), scales)
-            if sampler == "ddim":
+            if solver is not None:
+                z = solver(model, z, cond, clip=clip)
+            elif sampler == "ddim":
                 z = ddim(model, z, phis, cond, clip=clip)
             elif sampler == "stochastic":
                 z = stochastic(model, z, phis, own_seeds, cond, gamma=gamma, clip=clip)

@@ -81,12 +81,11 @@ class LoopConfig(RunConfig):
     random_flip: bool = False
     """Mirror each image with probability 1/2."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """Precision of the networks; auto: float32 on the CPU; on a GPU bf16, but float32 (TF32 convolutions) in rounds
-    whose steps are too small for bf16. Losses, weights and their averages stay float32."""
+    """Precision of the networks; auto: bf16 on a GPU in rounds whose steps are large enough, else float32."""
     compile: bool = False
     """Compile the networks with torch.compile; worth it for networks of your own on a GPU."""
     cuda_graph: Literal["auto", "require"] | bool = "auto"
-    """Updates as CUDA graphs: auto (on one GPU, where they can be captured), require (else an error) or no."""
+    """Updates as CUDA graphs: auto (on one GPU, where they can be captured), require (else an error) or False."""
     device: str | None = None
     """cpu or cuda; default: cuda if there is one."""
     seed: int = 0
@@ -177,12 +176,64 @@ class TrainConfig(LoopConfig, TeacherConfig):
             )
 
 
+ZERO_SNR = ("truncate", "finetune")
+
+
 @dataclasses.dataclass(kw_only=True)
-class RoundsConfig(DataConfig, RunConfig):
-    """Which rounds a distillation has."""
+class ScheduleConfig:
+    """Where the schedule of a converted network ends."""
+
+    zero_snr: Literal["truncate", "finetune"] = "truncate"
+    """Of a teacher that is converted: end its schedule where it has been trained, or extend it to SNR 0 on the data."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class ConversionConfig(DataConfig, ScheduleConfig, RunConfig):
+    """What a conversion makes of which teacher."""
 
     teacher: str = ""
     """The teacher's folder."""
+    data: str = ""
+    """As in train; default: the data set that the teacher's folder records, read as it was then."""
+    prediction_type: str = "v_prediction"
+    """What the converted network predicts: v_prediction or sample."""
+    updates: int = 50_000
+    """Updates."""
+    validation_images: int = 64
+    """Images of fixed noise that teacher and converted network are compared on."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class ConvertConfig(LoopConfig, ConversionConfig):
+    """Convert an epsilon teacher into a network that can be distilled, at an unchanged step count."""
+
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.prediction_type = canonical_prediction_type(self.prediction_type)
+        if self.prediction_type not in ("v_prediction", "sample"):
+            raise ValueError(
+                f"prediction_type is {self.prediction_type!r}; a conversion makes a v_prediction or sample network"
+            )
+        if self.updates < 1 or self.validation_images < 1:
+            raise ValueError(
+                f"updates = {self.updates} and validation_images = {self.validation_images} must be at least 1"
+            )
+        _check_zero_snr(self.zero_snr)
+
+
+def _check_zero_snr(name: str) -> None:
+    if name not in ZERO_SNR:
+        raise ValueError(f"unknown zero_snr {name!r}; use {' or '.join(ZERO_SNR)}")
+
+
+@dataclasses.dataclass(kw_only=True)
+class RoundsConfig(DataConfig, ScheduleConfig, RunConfig):
+    """Which rounds a distillation has."""
+
+    teacher: str = ""
+    """The teacher's folder, or its id on the Hugging Face hub, perhaps with @REVISION."""
     data: str = ""
     """As in train; default: the data set that the teacher's folder records, read as it was then."""
     rounds: int = 10
@@ -207,6 +258,8 @@ class RoundsConfig(DataConfig, RunConfig):
     """Updates of a round."""
     updates_at: dict[int, int] = dataclasses.field(default_factory=dict)
     """Other numbers of updates for the students of certain step counts, for instance 2 100000 1 100000."""
+    conversion_updates: int | None = None
+    """Updates of the round that converts an epsilon teacher first; none: updates_per_round; 0: refuse such teachers."""
     validation_images: int = 64
     """Images of fixed noise that each round's student and teacher are compared on."""
 
@@ -225,6 +278,9 @@ class DistillConfig(LoopConfig, RoundsConfig):
                 f"must be at least 1 and step_factor = {self.step_factor} at least 2"
             )
         self._check_teacher_steps()
+        _check_zero_snr(self.zero_snr)
+        if self.conversion_updates is not None and self.conversion_updates < 0:
+            raise ValueError(f"conversion_updates is {self.conversion_updates}; use a whole number from 0 up")
         if self.start_steps not in (None, self.teacher_steps):
             raise ValueError(
                 f"start_steps is {self.start_steps}, but {self.rounds} rounds by {self.step_factor} that end at "
@@ -295,6 +351,9 @@ def fingerprint(config: LoopConfig) -> dict[str, Any]:
     if isinstance(config, DataConfig):  # these count where they are given: runs from before they existed resume
         free |= {f.name for f in dataclasses.fields(DataConfig)} - set(config.reading_options())
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+    for name, default in (("zero_snr", "truncate"), ("conversion_updates", None)):
+        if fields.get(name) == default and not isinstance(config, ConvertConfig):  # for the same reason
+            fields.pop(name, None)
     if "updates_at" in fields:
         fields["updates_at"] = {str(k): v for k, v in fields["updates_at"].items()}
     return fields

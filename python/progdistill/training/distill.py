@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from progdistill.core import Denoiser
-from progdistill.core.processes import join_processes, on_main_process
+from progdistill.core.processes import is_main_process, join_processes, on_main_process
 from progdistill.core.random import Stream, integers
-from progdistill.data import open_dataset, to_uint8
-from progdistill.evaluation import compare_round
-from progdistill.interop import load, save
+from progdistill.data import ImageDataset, to_uint8
+from progdistill.evaluation import compare_round, rows_by_class
+from progdistill.interop import save
 from progdistill.nets.unet import UNet
 from progdistill.ops import ddim_step, diffuse_seeded, distillation_loss_and_grad
 from progdistill.report import labelled_rows
@@ -22,6 +22,7 @@ from progdistill.sampling.addim import addim_prediction
 from progdistill.training.batches import Batch, BatchSource
 from progdistill.training.compute_network import computing_teacher
 from progdistill.training.config import DistillConfig
+from progdistill.training.convert import SAMPLING_STEPS, Conversion, why_convert
 from progdistill.training.device import choose_device
 from progdistill.training.keep import is_kept, keep, recall, with_students
 from progdistill.training.loop import Loss, Round, RoundResult, run_round
@@ -30,6 +31,7 @@ from progdistill.training.progress import Plan
 from progdistill.training.round_state import copy_network
 from progdistill.training.run_folder import RunFolder
 from progdistill.training.run_report import write_run_report
+from progdistill.training.teacher_and_data import opened_data, opened_teacher
 
 GRID_COLUMNS = 12
 
@@ -106,6 +108,8 @@ def distill(
 ) -> Denoiser:
     """Distils a teacher round by round; the same call again resumes an interrupted run.
 
+    A teacher that predicts epsilon is converted first, in a round of its own (see `convert`).
+
     Args:
         teacher: a Denoiser, or the folder of one.
         rounds: how often the step count is divided by `step_factor` (2); the run starts at
@@ -140,20 +144,17 @@ def distill(
         raise ValueError("output_dir is missing; name a folder for students, checkpoints and metrics")
     join_processes()
     device = choose_device(config.device)
-    teacher = _opened(teacher if teacher is not None else config.teacher).to(device)
+    teacher = opened_teacher(teacher if teacher is not None else config.teacher).to(device)
     _check_teacher(teacher, config)
-    source, options = _data_source(data if data is not None else config.data, config, teacher)
-    dataset = open_dataset(source, **options)
-    if tuple(dataset.shape) != teacher.sample_shape:
-        raise ValueError(
-            f"{dataset.name} has images of shape {tuple(dataset.shape)}, the teacher makes {teacher.sample_shape}; "
-            "use the data it was trained on"
-        )
-    inputs = {"data": dataset.name, "teacher": teacher.provenance}
-    plan = Plan([config.updates_for(steps) for steps in config.student_steps])
+    dataset = opened_data(data if data is not None else config.data, config, teacher)
+    conversion = _conversion(teacher, config)
+    updates = [config.updates_for(steps) for steps in config.student_steps]
+    plan = Plan([conversion.updates, *updates] if conversion else updates)
     title = f"Distilling {config.teacher_steps} steps to {config.end_steps}"
-    run = RunFolder(config, "distill", inputs, plan, title)
-    for index, steps in enumerate(config.student_steps):
+    run = RunFolder(config, "distill", {"data": dataset.name, "teacher": teacher.provenance}, plan, title)
+    if conversion:
+        teacher = _converted(conversion, dataset, device, config, run)
+    for index, steps in enumerate(config.student_steps, start=1 if conversion else 0):
         folder = run.student(steps)
         if on_main_process(partial(is_kept, folder)):
             student = recall(folder, teacher, steps)
@@ -180,7 +181,8 @@ def _distill_round(
         comparison = compare_round(
             model, teacher, steps, config.validation_images, teacher_substeps=config.teacher_substeps
         )
-        rows = [(name, to_uint8(images[:GRID_COLUMNS])) for name, images in comparison.rows()]
+        rows = [(name, to_uint8(images)) for name, images in comparison.rows()]
+        rows = rows_by_class(rows, comparison.labels, GRID_COLUMNS)
         if teacher.sample_shape[0] in (1, 3):
             run.save_grid(labelled_rows(rows), f"steps-{steps:04d}-update-{update:07d}", index, update)
         return comparison.record()
@@ -217,6 +219,8 @@ def _distill_round(
         "updates": updates,
         "seconds": round(result.seconds, 3),
         "precision": result.precision,
+        "weighting": config.weighting,
+        "loss_type": config.loss_type,
         "data": batches.dataset.name,
         "teacher": teacher.provenance,
         **comparison,
@@ -228,19 +232,40 @@ def _distill_round(
     return result.student
 
 
-def _opened(teacher: Denoiser | str) -> Denoiser:
-    if isinstance(teacher, Denoiser):
-        return teacher
-    if not teacher:
-        raise ValueError("teacher is missing; pass a model or the folder of one (progdistill train makes one)")
-    return load(teacher)
+def _conversion(teacher: Denoiser, config: DistillConfig) -> Conversion | None:
+    """The round before the others, if the teacher needs one."""
+    reason = why_convert(teacher)
+    if reason is None:
+        return None
+    updates = config.updates_per_round if config.conversion_updates is None else config.conversion_updates
+    if updates == 0:
+        raise ValueError(
+            f"{reason}, so it must be converted first, but conversion_updates is 0; give a number of updates, or "
+            "distil what `progdistill convert` makes of it (or another v_prediction, sample or sample_epsilon teacher)"
+        )
+    return Conversion(teacher, "v_prediction", updates, min(config.teacher_steps, SAMPLING_STEPS))
+
+
+def _converted(
+    conversion: Conversion, dataset: ImageDataset, device: torch.device, config: DistillConfig, run: RunFolder
+) -> Denoiser:
+    teacher = conversion.teacher
+    if is_main_process() and not is_kept(run.converted):
+        print(
+            f"{why_convert(teacher)}: round 0 converts it into a v_prediction network first ({conversion.updates} "
+            f"updates, zero_snr = {config.zero_snr!r}), to be kept in {run.converted}",
+            flush=True,
+        )
+    batches = BatchSource(dataset, config, 0, device, teacher.num_classes is not None)
+    converted = conversion.result(run.converted, batches, config, run)
+    return converted if config.next_teacher == "ema" else recall(run.converted, converted, None, weights="raw")
 
 
 def _check_teacher(teacher: Denoiser, config: DistillConfig) -> None:
-    if teacher.prediction_type == "epsilon":
+    if next(teacher.network.parameters(), None) is None:
         raise ValueError(
-            "the teacher predicts epsilon, which says nothing about x where a few-step student starts (SNR 0); distil "
-            "a v_prediction, sample or sample_epsilon teacher"
+            "the teacher's network has no parameters, and its students are trained copies of it: a plain function can "
+            "only be sampled; make it an nn.Module that holds the network it calls"
         )
     wanted = config.teacher_steps
     if teacher.valid_steps is not None and wanted not in teacher.valid_steps:
@@ -261,18 +286,3 @@ def _check_teacher(teacher: Denoiser, config: DistillConfig) -> None:
             f"teacher_substeps = {config.step_factor} uses all that it learned",
             stacklevel=3,
         )
-
-
-def _data_source(data: Any, config: DistillConfig, teacher: Denoiser) -> tuple[Any, dict[str, Any]]:
-    """What `open_dataset` is given; options of the run replace those that the teacher's folder records."""
-    if data is not None and not (isinstance(data, str) and not data):
-        return data, config.reading_options()
-    facts: Any = teacher.provenance
-    while isinstance(facts, dict):
-        if facts.get("data_source"):
-            return facts["data_source"], {**(facts.get("data_options") or {}), **config.reading_options()}
-        facts = facts.get("teacher")
-    raise ValueError(
-        "the teacher's folder does not record a data set; name one with data=... (a folder, .zip, .npz, .parquet or "
-        "a torch Dataset); distillation needs images like those that the teacher was trained on"
-    )

@@ -3,6 +3,7 @@
 config.json      the settings, written once
 metrics.jsonl    a line every `logging_steps`, and one at the end of each round
 checkpoints/     the newest states of the round in progress
+converted/       an epsilon teacher as the network that the rounds start from (distillation)
 students/        steps-0512/, steps-0256/, ... every student as a model folder (distillation)
 model/           the result
 samples/         PNG grids
@@ -30,7 +31,7 @@ from progdistill.training.metrics_log import MetricsLog
 from progdistill.training.progress import Plan, RunProgress
 from progdistill.training.trackers import Tracker, open_trackers, require_trackers
 
-_OWN = ("config.json", "metrics.jsonl", "report.html", "checkpoints", "students", "model", "samples")
+_OWN = ("config.json", "metrics.jsonl", "report.html", "checkpoints", "converted", "students", "model", "samples")
 _OWN += ("status.json", "logs", "wandb", "wandb-id.txt")
 _HALF_WRITTEN = (".tmp-*", ".old-*", ".progdistill-*.tmp")  # of interop.folders and core.files
 
@@ -40,7 +41,7 @@ class RunFolder:
 
     Args:
         config: its settings; `output_dir` is the folder.
-        command: "train" or "distill".
+        command: "train", "distill" or "convert".
         inputs: JSON-ready facts about data and teacher that a resumed run must share.
         plan: the updates of each round.
         title: of its report.
@@ -67,6 +68,11 @@ class RunFolder:
     def student(self, steps: int) -> Path:
         """Where the student for a step count is kept."""
         return self.path / "students" / f"steps-{steps:04d}"
+
+    @property
+    def converted(self) -> Path:
+        """Where the teacher is kept that a distillation has made of one it could not start from."""
+        return self.path / "converted"
 
     @property
     def model(self) -> Path:

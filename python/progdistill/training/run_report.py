@@ -34,6 +34,10 @@ def round_table(records: list[dict[str, Any]]) -> Table:
     for record in records:
         if record["event"] == "round_end":
             row = {"round": record["label"], "seconds": f"{record['seconds']:.1f}"}
+            if "conversion_distance" in record:
+                row["updates"] = str(record["updates"])
+                value, error = record["conversion_distance"], record["conversion_distance_error"]
+                row["converted to teacher, at equal steps"] = f"{value:.4f} ± {error:.4f} ({record['sampling_steps']})"
             if "steps" in record:
                 row["updates"] = str(record["updates"])
                 substeps = record["teacher_steps"] // record["steps"]

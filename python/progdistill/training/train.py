@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from progdistill.core import CosineSchedule, Denoiser
 from progdistill.core.processes import join_processes, on_main_process
 from progdistill.core.random import Stream, uniform
 from progdistill.data import ImageDataset, open_dataset, to_uint8
-from progdistill.evaluation.compare_round import class_labels_in_turn
+from progdistill.evaluation import class_labels_in_turn, rows_by_class
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.presets import PRESETS, preset
 from progdistill.nets.unet import UNet
 from progdistill.ops import diffuse, normal, prediction_loss_and_grad
 from progdistill.ops.names import canonical_prediction_type, heads
-from progdistill.report import image_grid
+from progdistill.report import image_grid, labelled_rows
 from progdistill.sampling import generate
 from progdistill.training.batches import Batch, BatchSource
 from progdistill.training.config import TrainConfig
@@ -34,6 +35,7 @@ from progdistill.training.run_report import write_run_report
 
 VALIDATION_STEPS = 64
 VALIDATION_IMAGES = 64
+GRID_COLUMNS = 8
 
 
 class DenoisingObjective:
@@ -120,14 +122,10 @@ def train(
         return recall(run.model, student, None)
 
     def on_validation(model: Denoiser, update: int) -> None:
-        images = generate(
-            model,
-            VALIDATION_STEPS,
-            seeds=torch.arange(VALIDATION_IMAGES),
-            class_labels=class_labels_in_turn(model, VALIDATION_IMAGES),
-        )
+        labels = class_labels_in_turn(model, VALIDATION_IMAGES)
+        images = generate(model, VALIDATION_STEPS, seeds=torch.arange(VALIDATION_IMAGES), class_labels=labels)
         if images.shape[1] in (1, 3):
-            run.save_grid(image_grid(to_uint8(images.cpu()), columns=8), f"update-{update:07d}", 0, update)
+            run.save_grid(_grid(to_uint8(images.cpu()), labels), f"update-{update:07d}", 0, update)
 
     round_ = Round(
         index=0,
@@ -155,6 +153,12 @@ def train(
     run.finish()
     on_main_process(lambda: write_run_report(run))
     return teacher
+
+
+def _grid(images: Tensor, labels: Tensor | None) -> Image.Image:
+    if labels is None:
+        return image_grid(images, columns=GRID_COLUMNS)
+    return labelled_rows(rows_by_class([("", images)], labels, GRID_COLUMNS))
 
 
 def _new_denoiser(network: nn.Module | UNetConfig | str, dataset: ImageDataset, config: TrainConfig) -> Denoiser:

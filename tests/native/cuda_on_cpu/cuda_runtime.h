@@ -54,6 +54,9 @@ void* slot_of(unsigned lane);
 unsigned current_lane();
 void next_slots();
 
+/// The block's shared memory of dynamicSmemBytes; NaNs where nobody has written.
+void* dynamic_shared();
+
 /// Runs body(context) once for every thread of every block; a barrier that not all of its threads reach is an error.
 cudaError_t run(const cudaLaunchConfig_t& config, void (*body)(void*), void* context);
 
@@ -69,6 +72,10 @@ T exchanged(T value, unsigned from) {
 
 }  // namespace cuda_on_cpu
 
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+
+inline uint4 __ldcg(const uint4* from) { return *from; }
 inline void __stwb(uint4* to, uint4 value) { *to = value; }
 
 inline void __syncthreads() { cuda_on_cpu::wait(cuda_on_cpu::Barrier::block); }
@@ -86,6 +93,10 @@ cudaError_t cudaLaunchKernelEx(
   return cuda_on_cpu::run(*config, [](void* context) { (*static_cast<decltype(call)*>(context))(); }, &call);
 }
 
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
+  return bytes <= 227 * 1024 ? cudaSuccess : cudaErrorInvalidValue;
+}
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t error) {

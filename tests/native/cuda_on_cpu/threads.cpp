@@ -23,6 +23,7 @@ struct Thread {
 struct Block {
   std::vector<Thread> threads;
   std::vector<std::pair<uint64_t, uint64_t>> slots;  // of each thread, for even and odd shuffles
+  std::vector<uint4> shared;
   ucontext_t scheduler;
   Thread* current = nullptr;
   void (*body)(void*) = nullptr;
@@ -65,6 +66,7 @@ bool resume_all(unsigned begin, unsigned end, Barrier barrier) {
 }
 
 bool run_block(unsigned threads) {
+  std::fill(block.shared.begin(), block.shared.end(), uint4{~0u, ~0u, ~0u, ~0u});
   for (unsigned i = 0; i < threads; ++i) start(block.threads[i]);
   resume_all(0, threads, Barrier::none);
   for (bool moved = true; moved;) {
@@ -97,6 +99,8 @@ void* slot_of(unsigned lane) {
 
 void next_slots() { ++block.current->shuffles; }
 
+void* dynamic_shared() { return block.shared.data(); }
+
 cudaError_t run(const cudaLaunchConfig_t& config, void (*body)(void*), void* context) {
   const unsigned threads = config.blockDim.x;
   if (threads == 0 || threads > 1024 || config.gridDim.x == 0) return cudaErrorInvalidConfiguration;
@@ -104,6 +108,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, void (*body)(void*), void* con
     block.threads = std::vector<Thread>(threads);
     block.slots.resize(threads);
   }
+  block.shared = std::vector<uint4>((config.dynamicSmemBytes + sizeof(uint4) - 1) / sizeof(uint4));
   block.body = body;
   block.argument = context;
   blockDim = config.blockDim;

@@ -1,0 +1,101 @@
+#pragma once
+
+// How group normalisation cuts a sample into chunks of pixels, and what its kernels know of a channel.
+
+#include "channel_tiles.cuh"
+
+namespace progdistill::cuda {
+
+/// Chunks hold about so many elements, and a sample has at most so many chunks: all later blocks add up their sums.
+constexpr int kChunkElements = 32768;
+constexpr int kMostChunks = 64;
+
+/// The chunks of pixels that the blocks of a sample do; by the size of a sample alone.
+struct Chunks {
+  int pixels;  // of a chunk; the last may have fewer
+  int count;
+
+  explicit Chunks(const GroupNormSize& size) {
+    const int64_t wanted = (int64_t{size.pixels} * size.all_channels() + kChunkElements - 1) / kChunkElements;
+    const int at_most = wanted < kMostChunks ? static_cast<int>(wanted) : kMostChunks;
+    pixels = (size.pixels + at_most - 1) / at_most;
+    count = (size.pixels + pixels - 1) / pixels;
+  }
+  /// How many pixels a chunk has.
+  __device__ int pixels_of(int chunk, const GroupNormSize& size) const {
+    const int left = size.pixels - chunk * pixels;
+    return left < pixels ? left : pixels;
+  }
+};
+
+/// The pixels that a block does.
+struct Chunk {
+  int64_t sample;
+  int index, begin, end;
+
+  __device__ Chunk(const Chunks& chunks, const GroupNormSize& size)
+      : sample(blockIdx.x / chunks.count),
+        index(blockIdx.x % chunks.count),
+        begin(index * chunks.pixels),
+        end(begin + chunks.pixels_of(index, size)) {}
+};
+
+/// The factor that scale_shift puts on a channel of the norm.
+template <class Tensors>
+__device__ inline float one_plus_scale(const Tensors& tensors, int64_t sample, int channel) {
+  return tensors.scale_shift.data == nullptr ? 1.0f : 1.0f + read(tensors.scale_shift, sample, channel);
+}
+
+/// What a norm makes of u: (u + offset) gain + bias, where u itself lacks its shift.
+struct AffineTables {
+  Table offset;  // shift - mean
+  Table gain;    // rstd weight (1 + scale)
+  Table bias;    // bias (1 + scale) + shift_after
+
+  __device__ AffineTables(float* room, int channels) : offset{room}, gain{room + channels}, bias{room + 2 * channels} {}
+
+  /// mean and rstd are those of a sample's groups.
+  template <class Tensors>
+  __device__ void fill(
+      const Tensors& tensors, const GroupNormSize& size, const ChannelValues& shift, const float* mean,
+      const float* rstd, int64_t sample) const {
+    const int channels = size.all_channels(), of_group = channels / size.groups;
+    for_each(channels, [&](int channel) {
+      const int group = channel / of_group;
+      const float factor = one_plus_scale(tensors, sample, channel);
+      const float after =
+          tensors.scale_shift.data == nullptr ? 0.0f : read(tensors.scale_shift, sample, channels + channel);
+      const bool shifts = shift.data != nullptr && channel < size.channels;
+      offset[channel] = (shifts ? read(shift, sample, channel) : 0.0f) - mean[group];
+      gain[channel] = rstd[group] * (read(tensors.weight, 0, channel) * factor);
+      bias[channel] = fused(read(tensors.bias, 0, channel), factor, after);
+    });
+  }
+};
+
+/// The same in a thread's column.
+template <int Width>
+struct Affine {
+  float offset[Width], gain[Width], bias[Width];
+
+  __device__ Affine(const AffineTables& tables, int channel) {
+    tables.offset.take(offset, channel);
+    tables.gain.take(gain, channel);
+    tables.bias.take(bias, channel);
+  }
+};
+
+/// 1 / (1 + exp(-v)). For bfloat16 by instructions that miss a few of float's last bits, which are far below its own.
+template <class Element>
+__device__ inline float sigmoid(float v) {
+  if constexpr (sizeof(Element) == 2) return __fdividef(1.0f, 1.0f + __expf(-v));
+  return 1.0f / (1.0f + expf(-v));
+}
+
+/// Threads of a block share columns so; grids of the same size in all kernels.
+template <int Width>
+PD_HOST_DEVICE inline Grid grid_of(const GroupNormSize& size) {
+  return Grid(size.all_channels() / Width, kThreads);
+}
+
+}  // namespace progdistill::cuda

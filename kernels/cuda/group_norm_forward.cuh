@@ -1,0 +1,246 @@
+#pragma once
+
+// Two passes over the images: each chunk's mean and sum of squared deviations of every group, and then, with those of
+// all chunks merged, the normalised images. Sums are shifted by a number of their own set, which is never much further
+// from the mean than the deviation: nothing cancels, however large the mean.
+
+#include "group_norm_chunks.cuh"
+
+namespace progdistill::cuda {
+
+/// Mean and sum of squared deviations of a set of numbers, from such of its parts. `first` is a part's mean.
+struct Merged {
+  double first, count = 0.0, sum = 0.0, square = 0.0;
+
+  __device__ explicit Merged(double first) : first(first) {}
+  __device__ void add(double count_of_part, double mean, double deviations) {
+    const double away = mean - first;
+    count += count_of_part;
+    sum = fused(count_of_part, away, sum);
+    square += fused(count_of_part * away, away, deviations);
+  }
+  __device__ double mean() const { return first + sum / count; }
+  __device__ double deviations() const {
+    const double left = square - sum * (sum / count);
+    return left > 0.0 ? left : 0.0;
+  }
+};
+
+/// The same for single numbers of `Width` channels at once, shifted by the first.
+template <int Width>
+struct Moments {
+  float first[Width], sum[Width] = {}, square[Width] = {};
+
+  template <class Values>
+  __device__ void add(const Values& values) {
+#pragma unroll
+    for (int i = 0; i < Width; ++i) {
+      const float away = values[i] - first[i];
+      sum[i] += away;
+      square[i] = fused(away, away, square[i]);
+    }
+  }
+  __device__ float mean(int i, float count) const { return first[i] + sum[i] / count; }
+  __device__ float deviations(int i, float count) const {
+    const float left = square[i] - sum[i] * (sum[i] / count);
+    return left > 0.0f ? left : 0.0f;
+  }
+};
+
+/// Adds this thread's pixels of [begin, end) in a column without a residual.
+template <class Element, int Width>
+__device__ void add_column(
+    Moments<Width>& moments, const Lane<const Element>& x, const float (&shift)[Width], int begin, int end, int rows) {
+  constexpr int kLoads = kBatch<Element>;
+  Packed<Element, Width> own[kLoads];
+  own[0].load(x.at(begin));
+#pragma unroll
+  for (int i = 0; i < Width; ++i) moments.first[i] = own[0][i] + shift[i];
+  for (int from = begin; from < end; from += kLoads * rows) {
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      if (from + k * rows < end) own[k].load(x.at(from + k * rows));
+    }
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      if (from + k * rows >= end) break;
+      float u[Width];
+#pragma unroll
+      for (int i = 0; i < Width; ++i) u[i] = own[k][i] + shift[i];
+      moments.add(u);
+    }
+  }
+}
+
+/// The same with a residual, writing the sum.
+template <class Element, int Width>
+__device__ void add_sum_column(
+    Moments<Width>& moments, const Lane<Element>& sum, const Lane<const Element>& x,
+    const Lane<const Element>& residual, const float (&shift)[Width], int begin, int end, int rows) {
+  constexpr int kLoads = kBatch<Element> / 2;  // of two tensors
+  Packed<Element, Width> own[kLoads], other[kLoads];
+  own[0].load(x.at(begin));
+  other[0].load(residual.at(begin));
+#pragma unroll
+  for (int i = 0; i < Width; ++i) moments.first[i] = own[0][i] + other[0][i] + shift[i];
+  for (int from = begin; from < end; from += kLoads * rows) {
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      if (from + k * rows >= end) break;
+      own[k].load(x.at(from + k * rows));
+      other[k].load(residual.at(from + k * rows));
+    }
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      if (from + k * rows >= end) break;
+      Packed<Element, Width> rounded;
+#pragma unroll
+      for (int i = 0; i < Width; ++i) rounded.set(i, own[k][i] + other[k][i] + shift[i]);
+      rounded.store(sum.at(from + k * rows));
+      moments.add(rounded);
+    }
+  }
+}
+
+/// Adds this thread's pixels of a chunk, of which there must be some, in a column of u or skip.
+template <class Element, int Width>
+__device__ void add_any_column(
+    Moments<Width>& moments, const GroupNormSize& size, const GroupNormForward& tensors, const Table& shifts,
+    const Chunk& chunk, int channel, int row, int rows) {
+  float shift[Width];
+  shifts.take(shift, channel);
+  const auto x = lane<const Element>(tensors.x, tensors.skip, size, chunk.sample, channel);
+  if (channel < size.channels && tensors.residual != nullptr) {
+    const auto residual = lane<const Element>(tensors.residual, size, chunk.sample, size.channels, channel);
+    const auto sum = lane<Element>(tensors.sum, size, chunk.sample, size.channels, channel);
+    add_sum_column(moments, sum, x, residual, shift, chunk.begin + row, chunk.end, rows);
+  } else {
+    add_column(moments, x, shift, chunk.begin + row, chunk.end, rows);
+  }
+}
+
+/// partials: (samples, chunks, 2, groups), a chunk's means and then its sums of squared deviations.
+template <class Element, int Width>
+__global__ void __launch_bounds__(kThreads, 2) group_moments_kernel(
+    const __grid_constant__ GroupNormSize size, const __grid_constant__ GroupNormForward tensors,
+    const __grid_constant__ Chunks chunks, float* __restrict__ partials) {
+  const Chunk chunk(chunks, size);
+  const Grid grid = grid_of<Width>(size);
+  const int channels = size.all_channels();
+  const Table shifts{dynamic_shared()};
+  float* const means = dynamic_shared() + channels;  // of each row and channel, then of each channel
+  float* const deviations = means + grid.rows * channels;
+  for_each(channels, [&](int channel) {
+    const bool shifted = channel < size.channels && tensors.shift.data != nullptr;
+    shifts[channel] = shifted ? read(tensors.shift, chunk.sample, channel) : 0.0f;
+  });
+  __syncthreads();
+  const int pixels = chunk.end - chunk.begin;
+  const auto pixels_of_row = [&](int row) { return (pixels - row + grid.rows - 1) / grid.rows; };
+  for_each_column(grid, [&](int column, int row) {
+    if (row >= pixels) return;
+    Moments<Width> moments;
+    add_any_column<Element>(moments, size, tensors, shifts, chunk, column * Width, row, grid.rows);
+    const auto count = static_cast<float>(pixels_of_row(row));
+#pragma unroll
+    for (int i = 0; i < Width; ++i) {
+      means[row * channels + column * Width + i] = moments.mean(i, count);
+      deviations[row * channels + column * Width + i] = moments.deviations(i, count);
+    }
+  });
+  __syncthreads();
+  for_each(channels, [&](int channel) {
+    Merged merged(means[channel]);
+    for (int row = 0; row < grid.rows && row < pixels; ++row) {
+      merged.add(pixels_of_row(row), means[row * channels + channel], deviations[row * channels + channel]);
+    }
+    means[channel] = merged.mean();
+    deviations[channel] = merged.deviations();
+  });
+  __syncthreads();
+  float* const own = partials + blockIdx.x * int64_t{2} * size.groups;
+  const int of_group = channels / size.groups;
+  for_each(size.groups, [&](int group) {
+    Merged merged(means[group * of_group]);
+    for (int channel = group * of_group; channel < (group + 1) * of_group; ++channel) {
+      merged.add(pixels, means[channel], deviations[channel]);
+    }
+    own[group] = merged.mean();
+    own[size.groups + group] = merged.deviations();
+  });
+}
+
+/// mean and rstd of a sample's groups from its chunks.
+__device__ inline void merge_chunks(
+    float* mean, float* rstd, const GroupNormSize& size, const Chunks& chunks, const float* partials, float eps) {
+  const int of_group = size.all_channels() / size.groups;
+  for_each(size.groups, [&](int group) {
+    Merged merged(partials[group]);
+#pragma unroll 4
+    for (int chunk = 0; chunk < chunks.count; ++chunk) {
+      const float* const part = partials + 2 * chunk * size.groups + group;
+      merged.add(static_cast<double>(chunks.pixels_of(chunk, size)) * of_group, part[0], part[size.groups]);
+    }
+    mean[group] = merged.mean();
+    rstd[group] = static_cast<float>(1.0 / square_root(merged.deviations() / merged.count + eps));
+  });
+}
+
+/// Writes y in a column.
+template <class Element, int Width>
+__device__ void apply_column(
+    const Lane<const Element>& u, const Lane<Element>& y, const Affine<Width>& affine, bool silu, int begin,
+    int end, int rows) {
+  constexpr int kLoads = kBatch<Element>;
+  for (int from = begin; from < end; from += kLoads * rows) {
+    Packed<Element, Width> own[kLoads];
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      if (from + k * rows < end) own[k].load(u.at(from + k * rows));
+    }
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      if (from + k * rows >= end) break;
+      Packed<Element, Width> result;
+#pragma unroll
+      for (int i = 0; i < Width; ++i) {
+        const float v = fused(own[k][i] + affine.offset[i], affine.gain[i], affine.bias[i]);
+        result.set(i, silu ? v * sigmoid<Element>(v) : v);
+      }
+      result.store(y.at(from + k * rows));
+    }
+  }
+}
+
+template <class Element, int Width>
+__global__ void __launch_bounds__(kThreads, 3) group_norm_apply_kernel(
+    const __grid_constant__ GroupNormSize size, const __grid_constant__ GroupNormForward tensors,
+    const __grid_constant__ Chunks chunks, const float* __restrict__ partials) {
+  const Chunk chunk(chunks, size);
+  const Grid grid = grid_of<Width>(size);
+  const int channels = size.all_channels();
+  const AffineTables tables(dynamic_shared(), channels);
+  float* const mean = dynamic_shared() + 3 * channels;
+  float* const rstd = mean + size.groups;
+  merge_chunks(mean, rstd, size, chunks, partials + chunk.sample * chunks.count * 2 * size.groups, tensors.eps);
+  __syncthreads();
+  if (chunk.index == 0) {
+    for_each(size.groups, [&](int group) {
+      tensors.mean[chunk.sample * size.groups + group] = mean[group];
+      tensors.rstd[chunk.sample * size.groups + group] = rstd[group];
+    });
+  }
+  const bool has_sum = tensors.residual != nullptr;
+  tables.fill(tensors, size, has_sum ? ChannelValues{} : tensors.shift, mean, rstd, chunk.sample);
+  __syncthreads();
+  for_each_column(grid, [&](int column, int row) {
+    const int channel = column * Width;
+    const void* const x = has_sum ? tensors.sum : tensors.x;
+    apply_column(
+        lane<const Element>(x, tensors.skip, size, chunk.sample, channel),
+        lane<Element>(tensors.y, size, chunk.sample, channels, channel), Affine<Width>(tables, channel), tensors.silu,
+        chunk.begin + row, chunk.end, grid.rows);
+  });
+}
+
+}  // namespace progdistill::cuda

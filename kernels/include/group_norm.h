@@ -1,0 +1,79 @@
+#pragma once
+
+// Group normalisation of channels_last images whose channels lie in two tensors, x and skip, as launchers.h says of all
+// CUDA kernels. Null pointers: left out.
+
+#include <cstdint>
+
+#include "host_device.h"
+#include "images.h"
+#include "queue.h"
+
+namespace progdistill::cuda {
+
+/// Images (samples, pixels, channels) and (samples, pixels, skip_channels), float32 or bfloat16; less than 2^31 elements
+/// a sample in both together.
+struct GroupNormSize {
+  int64_t samples;
+  int pixels;
+  int channels;
+  int skip_channels;
+  int groups;
+  DType dtype;
+
+  PD_HOST_DEVICE int all_channels() const { return channels + skip_channels; }
+};
+
+/// Numbers of the channels, float32 or bfloat16: one row for all samples, or one for each.
+struct ChannelValues {
+  const void* data;
+  bool is_bfloat16;
+  int64_t stride;  // from one sample's row to the next; 0: the same
+};
+
+/// u = x + residual + shift, y = silu((1 + scale) norm(cat(u, skip)) + shift_after). With a residual, u is written to
+/// `sum`, and normalised as rounded there.
+struct GroupNormForward {
+  void* y;
+  void* sum;
+  float* mean;  // (samples, groups), as rstd
+  float* rstd;
+  const void* x;
+  const void* skip;
+  const void* residual;
+  ChannelValues shift, weight, bias;
+  ChannelValues scale_shift;  // the scales of all channels first
+  float eps;
+  bool silu;
+};
+
+/// Gradients, from that of y and, if not null, of the sum. `u` is the sum, without a shift, or x.
+struct GroupNormBackward {
+  void* du;
+  void* dskip;
+  float* dweight;
+  float* dbias;
+  float* dshift;        // (samples, channels), may be null
+  float* dscale_shift;  // (samples, 2 all_channels), may be null
+  const void* dy;
+  const void* dsum;
+  const void* u;
+  const void* skip;
+  ChannelValues shift, weight, bias, scale_shift;
+  const float* mean;
+  const float* rstd;
+  bool silu;
+};
+
+/// The most channels that one image may have, of both tensors together.
+constexpr int kMostChannels = 3072;
+
+/// Numbers of `workspace` that the launchers need.
+int64_t group_norm_workspace(const GroupNormSize& size, bool backward);
+
+int group_norm_silu(
+    const GroupNormSize& size, const GroupNormForward& tensors, float* workspace, const Queue& queue);
+int group_norm_silu_backward(
+    const GroupNormSize& size, const GroupNormBackward& tensors, float* workspace, const Queue& queue);
+
+}  // namespace progdistill::cuda

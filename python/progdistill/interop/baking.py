@@ -1,0 +1,71 @@
+"""Networks with conditions that are fixed when they leave written into their time path, for plain diffusers' sake."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from progdistill.core.denoiser import Denoiser
+from progdistill.core.time_map import TimeMap
+from progdistill.nets.unet import UNet
+
+_WHOLE = 1e-3
+
+
+@torch.no_grad()
+def with_time_table(denoiser: Denoiser, levels: int) -> Denoiser:
+    """The same model with a table of `levels` rows for its time map: row i is what the network makes of level i's time.
+
+    Level i is time (i + 1) / levels of the model's schedule. The new network's time input is the number of the row,
+    which is what diffusers passes, and its output at every level is the old one's. It shares the other weights with
+    the old one.
+
+    Raises ValueError for a network that has a table of its own and whose times at the levels are no rows of it.
+    """
+    network = denoiser.network
+    times = denoiser.time_map(denoiser.schedule.angle(torch.arange(1, levels + 1, dtype=torch.float64) / levels))
+    if network.config.time_embedding_type == "learned":
+        times = _rows(times, network.config.num_train_timesteps)
+    rows = network.time_proj(times.to(denoiser.device))
+    baked = _rebuilt(network, {"time_proj.weight": rows}, time_embedding_type="learned", num_train_timesteps=levels)
+    return denoiser.with_network(baked, time_map=TimeMap(denoiser.schedule, scale=float(levels), offset=-1.0))
+
+
+@torch.no_grad()
+def with_added_embedding(network: UNet, embedding: Tensor, **changes: Any) -> UNet:
+    """The same network with a constant added to its time embedding, (time_embed_dim,), as part of a bias.
+
+    For conditions that are embedded and added to the time's, as a guidance scale or a number of steps, once they are
+    fixed. `changes`: fields of the configuration, to build a network without what embedded the condition; its weights
+    are left out. The others are shared with the old network.
+
+    Raises ValueError for another shape.
+    """
+    width = network.config.time_embed_dim
+    if embedding.shape != (width,):
+        raise ValueError(f"the embedding has shape {tuple(embedding.shape)}; this network's time embedding ({width},)")
+    bias = network.time_embedding.linear_2.bias
+    added = (bias.double() + embedding.to(bias.device).double()).to(bias.dtype)
+    return _rebuilt(network, {"time_embedding.linear_2.bias": added}, **changes)
+
+
+def _rows(times: Tensor, count: int) -> Tensor:
+    rows = times.round()
+    wrong = times[((rows - times).abs() > _WHOLE) | (rows < 0) | (rows >= count)]
+    if len(wrong):
+        raise ValueError(
+            f"the network's times are the rows 0 to {count - 1} of its own table, but the schedule has levels between "
+            f"them ({float(wrong[0]):g}); export the model that the table was made of"
+        )
+    return rows.long()
+
+
+def _rebuilt(network: UNet, replaced: dict[str, Tensor], **changes: Any) -> UNet:
+    with torch.device("meta"):
+        new = UNet(dataclasses.replace(network.config, **changes))
+    state = {**network.state_dict(), **replaced}
+    new.load_state_dict({name: state[name] for name in new.state_dict()}, assign=True)
+    return new.train(network.training)

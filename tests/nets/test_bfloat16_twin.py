@@ -1,0 +1,169 @@
+"""The twin that computes in bfloat16: its dtypes, its precision, and what it does to memory."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nets.image_passes import ImagePasses
+from nets.small_networks import CONFIGS, SMALL, gradients, inputs, random_weights
+from progdistill.nets import pending_sum
+from progdistill.nets.bfloat16_twin import bfloat16_twin, compute_dtypes
+from progdistill.nets.config import UNetConfig
+from progdistill.nets.unet import UNet
+
+TIMES = torch.tensor([999.0, 0.0, 37.5])
+NAMES = ["cifar10", "imagenet64", "ddpm-cifar10-32", "digits8"]
+LAST = torch.channels_last
+
+
+def network(config: UNetConfig, seed: int = 0) -> UNet:
+    net = UNet(config).eval()
+    net.load_state_dict(random_weights(net, seed))
+    return net
+
+
+@pytest.fixture(params=[True, False], ids=["waiting", "plain"])
+def waits(request, monkeypatch) -> bool:
+    """With sums that wait for the norm, as beside its kernel, and without."""
+    monkeypatch.setattr(pending_sum, "_has_kernel", lambda device, dtype: request.param)
+    return request.param
+
+
+def test_dtypes():
+    net = network(CONFIGS["imagenet64"])
+    dtypes = compute_dtypes(net)
+    assert list(dtypes) == [name for name, _ in net.named_parameters()]
+    for name, parameter in net.named_parameters():
+        assert parameter.ndim == 1 or dtypes[name] == torch.bfloat16, name
+    block, attention = "up_blocks.0.resnets.0.", "mid_block.attentions.0."
+    wide = ["conv_out.bias", "conv_norm_out.weight", attention + "to_out.0.bias", attention + "group_norm.bias"]
+    wide += [block + name for name in ("norm1.weight", "norm2.bias", "conv1.bias", "conv2.bias", "conv_shortcut.bias")]
+    narrow = ["conv_in.bias", "time_embedding.linear_1.bias", attention + "to_q.bias", block + "time_emb_proj.bias"]
+    assert {dtypes[name] for name in wide} == {torch.float32}
+    assert {dtypes[name] for name in narrow} == {torch.bfloat16}
+
+
+def test_the_twin_is_a_copy():
+    net = network(CONFIGS["small"])
+    before = copy.deepcopy(net.state_dict())
+    net.conv_in.requires_grad_(False)
+    twin = bfloat16_twin(net)
+    assert twin.dtype == torch.bfloat16 and twin.config == net.config and not twin.training
+    dtypes = compute_dtypes(net)
+    for name, parameter in twin.named_parameters():
+        assert parameter.dtype == dtypes[name]
+        assert torch.equal(parameter, before[name].to(dtypes[name]))
+        assert parameter.requires_grad == (not name.startswith("conv_in"))
+        assert parameter.ndim < 4 or parameter.is_contiguous(memory_format=LAST)
+        parameter.data.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert copy.deepcopy(twin).state_dict().keys() == before.keys()
+
+
+def relative_error(values: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
+    """Root mean square over tensors of their relative errors. The keys' biases have no gradient but rounding."""
+    names = [name for name in exact if not name.endswith("to_k.bias")]
+    errors = [(values[name].double() - exact[name]).norm() / exact[name].norm() for name in names]
+    return torch.stack(errors).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_precision(name, waits):
+    """At most a quarter more error than plain PyTorch with all weights in bfloat16, in output and gradients."""
+    net, given = network(CONFIGS[name]), inputs(CONFIGS[name], TIMES)
+    exact = gradients(copy.deepcopy(net).double(), (given[0].double(), *given[1:]))
+    twin = gradients(bfloat16_twin(net), (given[0].contiguous(memory_format=LAST), *given[1:]))
+    assert twin["output"].dtype == torch.float32 and twin["output"].is_contiguous(memory_format=LAST)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pending_sum, "_has_kernel", lambda device, dtype: False)
+        plain = gradients(copy.deepcopy(net).bfloat16(), given)
+    for keys in ({"output"}, set(exact)):
+        errors = [relative_error(values, {key: exact[key] for key in keys}) for values in (twin, plain)]
+        assert errors[0] <= 1.25 * errors[1] and errors[0] < 0.05, errors
+
+
+def test_any_mixture_computes(waits):
+    """All vectors float32, and all of them bfloat16 but the norms'."""
+    net = network(CONFIGS["ddpm-cifar10-32"]).to(memory_format=LAST)
+    sample, times, _ = inputs(net.config, TIMES)
+    given = (sample.contiguous(memory_format=LAST), times)
+    exact = net(*given)
+    for wide in (lambda name: True, lambda name: "norm" in name):
+        mixed = copy.deepcopy(net).bfloat16()
+        for name, parameter in mixed.named_parameters():
+            if parameter.ndim == 1 and wide(name):
+                parameter.data = parameter.data.float()
+        output = mixed(*given)
+        assert output.dtype == (torch.float32 if wide("conv_out.bias") else torch.bfloat16)
+        assert (output - exact).norm() < 0.03 * exact.norm()
+
+
+def test_a_fixed_time(waits):
+    net = network(CONFIGS["ddpm-cifar10-32"])
+    twin, sample = bfloat16_twin(net), inputs(net.config, TIMES)[0].contiguous(memory_format=LAST)
+    fixed = twin.fixed_time(7.5)
+    assert {value.dtype for value in fixed.values()} == {torch.float32}
+    torch.testing.assert_close(twin(sample, fixed), twin(sample, 7.5), rtol=0, atol=0.01)
+
+
+def test_autocast(waits):
+    """Weights in float32, as users who keep one network train on a GPU."""
+    net = network(CONFIGS["ddpm-cifar10-32"]).to(memory_format=LAST)
+    sample, times, _ = inputs(net.config, TIMES)
+    given = (sample.contiguous(memory_format=LAST), times)
+    exact = net(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = net(*given)
+    assert (output - exact).norm() < 0.03 * exact.norm()
+    output.float().square().mean().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in net.parameters())
+
+
+CONVOLUTIONS = replace(SMALL, block_out_channels=(16, 32), downsample_padding=0)
+RESIDUAL_BLOCKS = replace(
+    CONVOLUTIONS,
+    down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    upsample_type="resnet",
+    resnet_time_scale_shift="scale_shift",
+    attn_norm_num_groups=4,
+)
+# What writes images because it computes them: products, norms, resampling, and sums of gradients.
+FORWARD = {"convolution", "mm", "addmm", "addmm_", "norm", "_scaled_dot_product_flash_attention_for_cpu"}
+FORWARD |= {"upsample_nearest2d", "avg_pool2d"}
+BACKWARD = {"convolution_backward", "mm", "norm_backward", "_scaled_dot_product_flash_attention_for_cpu_backward"}
+BACKWARD |= {"upsample_nearest2d_backward", "avg_pool2d_backward", "add"}
+
+
+@pytest.mark.parametrize(
+    ("config", "forward", "backward"),
+    [
+        # The sums and biases before the downsampling and the upsampling convolution, and the former's padding.
+        (CONVOLUTIONS, {"add": 4, "constant_pad_nd": 1}, {"constant_pad_nd": 1}),
+        (RESIDUAL_BLOCKS, {}, {}),
+    ],
+    ids=["convolutions", "residual_blocks"],
+)
+def test_images_are_not_copied(config, forward, backward, monkeypatch):
+    """No clone, no cast, no concatenation, no other order than channels_last, forwards and backwards.
+
+    This sees the operations that autograd and the network ask for, on a CPU, not what a GPU's libraries do inside.
+    """
+    twin = bfloat16_twin(network(config))
+    sample = torch.randn(12, 3, 16, 16).contiguous(memory_format=LAST)
+    passes = ImagePasses(12 * 8 * 8 * 32)
+    assert max(parameter.numel() for parameter in twin.parameters()) < passes.size
+    monkeypatch.setattr(pending_sum, "_has_kernel", lambda device, dtype: True)
+    monkeypatch.setattr(pending_sum, "group_norm_silu", passes.norm)
+    with passes:
+        output = twin(sample, torch.arange(12))
+    assert {name: count for name, count in passes.written.items() if name not in FORWARD} == forward
+    passes.written.clear()
+    with passes:
+        output.backward(torch.randn_like(output))
+    assert {name: count for name, count in passes.written.items() if name not in BACKWARD} == backward
+    assert not passes.elsewhere
