@@ -52,8 +52,8 @@ class Affine(nn.Module):
 
 
 def own_grid(schedule, settings):
-    angles = teacher_angles(schedule, settings.plan_steps, settings)
-    return angles, student_plan(angles, settings)
+    angles = teacher_angles(schedule, settings)
+    return angles, student_plan(angles, settings.teacher_substeps, settings)
 
 
 # The reference's values for rho 7 from 80 to 0.006, and the teacher's 13 nodes of N = 4, M = 3.
@@ -72,7 +72,7 @@ def test_the_grids_of_edm_are_the_published_ones_and_nested():
 def test_the_students_steps_are_those_of_a_grid_of_their_own(grid, schedule, substeps):
     settings = config(steps=3, grid=grid, teacher_substeps=substeps, analytic_first_step=False)
     angles, plan = own_grid(schedule, settings)
-    alone = teacher_angles(schedule, 3, config(steps=3, grid=grid, teacher_substeps=1))
+    alone = teacher_angles(schedule, config(steps=3, grid=grid, teacher_substeps=1, analytic_first_step=False))
     assert len(angles) == 3 * substeps + 1 and angles[::substeps].tolist() == list(plan.phis)
     torch.testing.assert_close(torch.tensor(plan.phis, dtype=torch.float64), alone, rtol=1e-12, atol=1e-15)
     assert (plan.phis[-1] == 0.0) == (grid == "trailing")
@@ -334,6 +334,23 @@ def test_class_conditional_students_can_be_guided_if_their_teacher_can(tmp_path)
     assert images.shape == (2, 1, 8, 8)
 
 
+def test_the_second_stage_follows_a_students_own_steps(tmp_path):
+    """5 calls in 6 steps (N = 7) to 1 in 2: every third of the angles, and the student's own samples as targets."""
+    first = quick(unet(schedule=EDMSchedule()), tmp_path / "first", steps=5, iterations=1)
+    second = quick(first, tmp_path / "second", steps=1, iterations=60, learning_rate=3e-3)
+    phis = first.sampling_plans[5].phis
+    assert second.sampling_plans == {1: SamplingPlan(phis[::3], analytic_first_step=True)}
+    assert sigmas(second.sampling_plans[1].phis).tolist() == pytest.approx([80, 3.1071, 0.006], rel=1e-4)
+    target, own = (progdistill.sample(m, n, batch_size=32, output_type="pt") for m, n in ((first, 5), (second, 1)))
+    before = progdistill.sample(
+        first.with_network(first.network, valid_steps=(1,), sampling_plans=second.sampling_plans),
+        1,
+        batch_size=32,
+        output_type="pt",
+    )
+    assert (own - target).square().mean() < 0.8 * (before - target).square().mean()
+
+
 class Correctable(nn.Module):
     """The ideal v of a mixture, plus a small network that begins at nothing: its copy can learn, and it is exact."""
 
@@ -386,8 +403,10 @@ def test_settings_that_are_refused(settings, message):
 
 
 def test_teachers_that_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="distilled for \\(4,\\) steps"):
-        quick(unet(valid_steps=(4,)), tmp_path / "student")
+    with pytest.raises(ValueError, match="4 calls in 4 steps"):
+        quick(unet(valid_steps=(4,)), tmp_path / "student", steps=2)
+    with pytest.raises(ValueError, match="leave teacher_solver out"):
+        quick(unet(valid_steps=(4,)), tmp_path / "student", steps=1, teacher_solver="ddim")
     with pytest.raises(ValueError, match="no parameters"):
         quick(Denoiser(lambda z, time: z, sample_shape=SHAPE), tmp_path / "function")
     with pytest.raises(ValueError, match="epsilon, which says nothing"):

@@ -11,7 +11,6 @@ from progdistill.core.processes import join_processes, on_main_process
 from progdistill.data import to_uint8
 from progdistill.evaluation import compare_trajectory, rows_by_class
 from progdistill.report import labelled_rows
-from progdistill.sampling.solvers import Solver, Thresholding, solver_stages
 from progdistill.training.compute_network import computing_teacher
 from progdistill.training.device import choose_device
 from progdistill.training.keep import is_kept, keep, recall
@@ -24,7 +23,7 @@ from progdistill.training.run_folder import RunFolder
 from progdistill.training.run_report import write_run_report
 from progdistill.training.teacher_and_data import opened_teacher
 from progdistill.training.trajectory_config import TrajectoryConfig
-from progdistill.training.trajectory_grid import is_schedules_own, student_plan, teacher_angles
+from progdistill.training.trajectory_grid import followed_path, is_schedules_own
 from progdistill.training.trajectory_objective import TrajectoryObjective
 
 _GRID_COLUMNS = 12
@@ -44,8 +43,9 @@ def finetune_trajectory(
     noise, takes its few DDIM steps, each from where its last one led, and learns to be where the teacher is after each.
 
     Args:
-        teacher: a Denoiser, or the folder of one; of a class-conditional one the classes are drawn at random, at
-            guidance scale 1, and one that can be guided still can be.
+        teacher: a Denoiser, or the folder of one. One that is itself a student is followed in its own steps (the second
+            stage, which makes one step of few; without its LPIPS loss). Classes are drawn at random, at guidance scale
+            1; where the teacher can be guided the student still can be.
         steps: the student's network calls an image.
         output_dir: where everything goes; the student is kept in output_dir/model.
         config: a TrajectoryConfig instead of keyword settings.
@@ -88,11 +88,8 @@ class _Task:
     def __init__(self, teacher: Denoiser, config: TrajectoryConfig) -> None:
         self.teacher = teacher
         self.config = config
-        angles = teacher_angles(teacher.schedule, config.plan_steps, config)
-        _check_start(teacher, float(angles[0]))
-        self.plan = student_plan(angles, config)
-        thresholding = Thresholding() if config.teacher_thresholding else None
-        self.solver = Solver(solver_stages(config.teacher_solver, angles, teacher), thresholding)
+        self.plan, self.solver = followed_path(teacher, config)
+        _check_start(teacher, self.plan.phis[0])
         own = is_schedules_own(self.plan, teacher.schedule)
         self.student = teacher.with_network(
             copy_network(teacher.network).requires_grad_(True),
@@ -112,14 +109,18 @@ class _Task:
             **facts,
             "precision": result.precision,
             "loss_type": config.loss_type,
-            "teacher_solver": config.teacher_solver,
-            "teacher_substeps": config.teacher_substeps,
+            **self._teacher_facts(),
             "teacher": self.teacher.provenance,
             **comparison,
         }
         # The kept student marks the run as done, so it is written last.
         on_main_process(lambda: keep(result.student, run.model, result.raw_state_dict))
         return result.student
+
+    def _teacher_facts(self) -> dict[str, Any]:
+        if self.teacher.valid_steps is not None:
+            return {"teacher_solver": "its own steps"}
+        return {"teacher_solver": self.config.teacher_solver, "teacher_substeps": self.config.teacher_substeps}
 
     def _run(self, run: RunFolder) -> RoundResult:
         config, steps = self.config, self.config.steps
@@ -162,11 +163,6 @@ def _check_teacher(teacher: Denoiser) -> None:
         raise ValueError(
             "the teacher's network has no parameters, and its student is a trained copy of it: make it an nn.Module "
             "that holds the network it calls"
-        )
-    if teacher.valid_steps is not None:
-        raise ValueError(
-            f"the teacher was itself distilled for {teacher.valid_steps} steps and knows no finer trajectory; take the "
-            "teacher that it comes from"
         )
     if teacher.guidance_range is not None:
         raise ValueError(
