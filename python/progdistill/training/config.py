@@ -150,6 +150,8 @@ class TeacherConfig(DataConfig, RunConfig):
     """Updates."""
     class_conditional: bool = False
     """Condition on the data set's labels."""
+    label_dropout: float = 0.0
+    """Share of labels that are replaced by one that says nothing, so that the teacher can be guided; usual is 0.1."""
     prediction_type: str = "v_prediction"
     """What the network predicts: v_prediction, sample, epsilon or sample_epsilon (two-headed)."""
     logsnr_min: float | None = None
@@ -171,6 +173,11 @@ class TrainConfig(LoopConfig, TeacherConfig):
         super().__post_init__()
         if self.max_train_steps < 1:
             raise ValueError(f"max_train_steps is {self.max_train_steps}; use a positive whole number")
+        if not 0 <= self.label_dropout < 1 or (self.label_dropout and not self.class_conditional):
+            raise ValueError(
+                f"label_dropout is {self.label_dropout}, class_conditional {self.class_conditional}; it is a share in "
+                "[0, 1) of the labels that class_conditional=True uses"
+            )
         if canonical_prediction_type(self.prediction_type) == "epsilon" and self.logsnr_min is None:
             raise ValueError(
                 "prediction_type is epsilon, which says nothing about x at SNR 0, where sampling would start: give "
