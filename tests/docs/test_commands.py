@@ -27,7 +27,7 @@ SMALL = {
     "--train-batch-size": "4",
     "--updates-per-round": "1",
     "--updates": "1",
-    "--iterations": "1",
+    "--iterations": "4",
     "--validation-images": "2",
     "--num-images": "8",
     "--nproc_per_node": "2",
