@@ -22,6 +22,7 @@ class Stream(IntEnum):
     SEEDS = 6  # derives per-sample seeds
     LABEL_DROPOUT = 7  # whether a training sample loses its label
     GUIDANCE = 8  # the guidance scale of a training sample
+    CLASS = 9  # the class of a training sample that has no image
 
 
 def sample_seeds(seed: int, round_index: int, samples: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from progdistill import __version__
 from progdistill.core.denoiser import Denoiser
+from progdistill.core.sampling_plan import SamplingPlan
 from progdistill.core.schedules import schedule_from_dict
 from progdistill.core.time_map import TimeMap
 from progdistill.interop.folders import MANIFEST, blaming, read_json
@@ -43,6 +44,7 @@ def manifest_of(
         "guidance_range": None if denoiser.guidance_range is None else list(denoiser.guidance_range),
         "valid_steps": None if denoiser.valid_steps is None else list(denoiser.valid_steps),
         "students": {str(steps): _relative(steps, path) for steps, path in (students or {}).items()},
+        **({"sampling_plans": _described(denoiser.sampling_plans)} if denoiser.sampling_plans else {}),
         "provenance": denoiser.provenance,
         "diffusers": {"loadable": obstacle is None, "reason": obstacle},
     }
@@ -75,6 +77,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
             "unconditional_label": _label(values.get("unconditional_label")),
             "guidance_range": _range(values.get("guidance_range")),
             "valid_steps": _steps(values["valid_steps"]),
+            "sampling_plans": _plans(values.get("sampling_plans", {})),
             "provenance": dict(values["provenance"]),
         }
         students = {int(steps): _relative(int(steps), path) for steps, path in values["students"].items()}
@@ -169,3 +172,15 @@ def _steps(values: object) -> tuple[int, ...] | None:
     if not isinstance(values, list):
         raise ValueError(f"valid_steps is {values!r}; use null or a list of step counts")
     return tuple(_positive("valid_steps", value) for value in values)
+
+
+def _described(plans: Mapping[int, SamplingPlan]) -> dict[str, Any]:
+    return {str(steps): plan.to_dict() for steps, plan in plans.items()}
+
+
+def _plans(values: Mapping[str, Any]) -> dict[int, SamplingPlan]:
+    plans = {int(steps): SamplingPlan.from_dict(value) for steps, value in values.items()}
+    for steps, plan in plans.items():
+        if plan.network_calls != steps:
+            raise ValueError(f"the sampling plan for {steps} steps has {plan.network_calls} that call the network")
+    return plans

@@ -23,6 +23,7 @@ _RECIPES = {
     "train": "training",
     "distill": "distillation",
     "convert": "conversion",
+    "sfd": "SFD",
     "guidance": "guidance",
     None: "as it was found",
 }
@@ -112,6 +113,12 @@ def _summary(denoiser: Denoiser) -> str:
     classes = "" if denoiser.num_classes is None else f", of {denoiser.num_classes} classes"
     if not _is_student(denoiser):
         return f"Generates {images}{classes}."
+    if denoiser.provenance.get("recipe") == "sfd":
+        return (
+            f"Generates {images}{classes}, with few network calls an image: a student of SFD "
+            "([Zhou et al., NeurIPS 2024](https://arxiv.org/abs/2409.19681)), which learned to be after each of its "
+            "steps where a solver of many steps leads its teacher."
+        )
     return (
         f"Generates {images}{classes}, with few network calls an image: a student of progressive distillation "
         "([Salimans & Ho, ICLR 2022](https://arxiv.org/abs/2202.00512)), which learned to do in one step what its "
@@ -222,6 +229,10 @@ def _text(facts: dict[str, Any], name: str) -> str:
     return escaped(facts[name]) if isinstance(facts.get(name), str) else number(facts.get(name))
 
 
+def _first(facts: dict[str, Any], *names: str) -> Any:
+    return next((facts[name] for name in names if name in facts), None)
+
+
 _COLUMNS = {
     "steps": lambda facts: number(facts.get("steps")),
     "updates": lambda facts: number(facts.get("updates")),
@@ -229,7 +240,7 @@ _COLUMNS = {
     "loss": lambda facts: _text(facts, "loss_type"),
     "weighting": lambda facts: _text(facts, "weighting"),
     "last loss": lambda facts: number(facts.get("loss")),
-    "teacher's steps": lambda facts: number(facts.get("teacher_steps", facts.get("sampling_steps"))),
+    "teacher's steps": lambda facts: number(_first(facts, "teacher_steps", "sampling_steps", "teacher_calls")),
     "distance to the teacher": lambda facts: (
         _with_error(facts, "student_distance")
         or _with_error(facts, "conversion_distance")

@@ -16,6 +16,11 @@ def diffusers_obstacle(denoiser: Denoiser, config: UNetConfig) -> str | None:
     diffusers knows one output head, its own time input (the level's number) and a fixed list of levels.
     """
     count = level_count(denoiser)
+    if denoiser.sampling_plans:
+        return (
+            "it was fine-tuned for steps of its own, which are not those of its schedule or begin with one that calls "
+            "no network; `progdistill sfd --grid trailing --no-analytic-first-step` makes students without"
+        )
     if denoiser.prediction_type == "sample_epsilon":
         return (
             "diffusers knows no two-headed networks; `progdistill convert --teacher FOLDER --output-dir RUN` makes a "

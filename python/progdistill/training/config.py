@@ -60,8 +60,9 @@ class LoopConfig(RunConfig):
     """Peak learning rate of AdamW."""
     lr_warmup_steps: int = 0
     """Updates over which the learning rate rises linearly from 0."""
-    lr_scheduler: Literal["constant", "linear"] = "linear"
-    """After the warm-up: constant, or annealed linearly to 0 at the end of the round."""
+    lr_scheduler: Literal["constant", "linear", "piecewise_constant"] = "linear"
+    """After the warm-up: constant, annealed linearly to 0 at the end of the round, or (piecewise_constant) a tenth from
+    half of the round on."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
@@ -134,8 +135,8 @@ class LoopConfig(RunConfig):
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; use auto, no or bf16")
         if self.cuda_graph not in ("auto", "require", True, False):
             raise ValueError(f'cuda_graph is {self.cuda_graph!r}; use "auto", "require" or False')
-        if self.lr_scheduler not in ("constant", "linear"):
-            raise ValueError(f"unknown lr_scheduler {self.lr_scheduler!r}; use constant or linear")
+        if self.lr_scheduler not in ("constant", "linear", "piecewise_constant"):
+            raise ValueError(f"unknown lr_scheduler {self.lr_scheduler!r}; use constant, linear or piecewise_constant")
 
 
 @dataclasses.dataclass(kw_only=True)

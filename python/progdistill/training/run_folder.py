@@ -42,7 +42,7 @@ class RunFolder:
 
     Args:
         config: its settings; `output_dir` is the folder.
-        command: "train", "distill" or "convert".
+        command: "train", "distill", "convert" or "sfd".
         inputs: JSON-ready facts about data and teacher that a resumed run must share.
         plan: the updates of each round.
         title: of its report.
