@@ -6,6 +6,7 @@ from progdistill.core.denoiser import Condition, Denoiser
 from progdistill.core.schedules import (
     CosineSchedule,
     EDMSchedule,
+    ExponentialSchedule,
     FlowMatchingSchedule,
     Schedule,
     TableSchedule,
@@ -19,6 +20,7 @@ __all__ = [
     "CosineSchedule",
     "Denoiser",
     "EDMSchedule",
+    "ExponentialSchedule",
     "FlowMatchingSchedule",
     "Schedule",
     "TableSchedule",
