@@ -20,6 +20,7 @@ _EXPORTS = {
     "export_diffusers": "progdistill.interop",
     "export_onnx": "progdistill.sampling",
     "export_program": "progdistill.sampling",
+    "finetune_trajectory": "progdistill.training",
     "fit_solver": "progdistill.sampling.solvers",
     "from_edm": "progdistill.core",
     "from_flow_matching": "progdistill.core",
@@ -56,6 +57,7 @@ __all__ = [
     "export_diffusers",
     "export_onnx",
     "export_program",
+    "finetune_trajectory",
     "fit_solver",
     "from_edm",
     "from_flow_matching",
@@ -80,7 +82,7 @@ if TYPE_CHECKING:
     from progdistill.interop import export_diffusers, load, load_guided_diffusion, load_salimans_ho, save
     from progdistill.sampling import Sampler, export_onnx, export_program, sample
     from progdistill.sampling.solvers import fit_solver
-    from progdistill.training import convert, distill, train
+    from progdistill.training import convert, distill, finetune_trajectory, train
 
 
 def __getattr__(name: str):

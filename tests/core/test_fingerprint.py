@@ -39,6 +39,8 @@ DIFFERENT = {
     "schedule": lambda: MODEL.with_network(MODEL.network, schedule=CosineSchedule(20.0), time_map=MODEL.time_map),
     "time map": lambda: MODEL.with_network(MODEL.network, time_map=TimeMap(MODEL.schedule, scale=1000.0)),
     "classes": lambda: MODEL.with_network(MODEL.network, num_classes=3),
+    "unconditional label": lambda: MODEL.with_network(MODEL.network, unconditional_label=3),
+    "guidance scales": lambda: MODEL.with_network(MODEL.network, guidance_range=(1.0, 5.0)),
 }
 
 

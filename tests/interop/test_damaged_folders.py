@@ -90,6 +90,7 @@ def test_offsets_beyond_the_file(folder):
         {"layers_per_block": 10**9},
         {"num_class_embeds": 10**15},
         {"time_embedding_dim": 10**10},
+        {"guidance_embed_dim": 10**12},
         {"time_embedding_type": "learned", "num_train_timesteps": 10**14},
     ],
 )
@@ -99,6 +100,9 @@ def test_a_configuration_that_claims_a_giant(folder, changes):
     if "num_class_embeds" in changes:
         manifest = json.loads((folder / MANIFEST).read_text())
         (folder / MANIFEST).write_text(json.dumps({**manifest, "num_classes": 10}))
+    if "guidance_embed_dim" in changes:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).write_text(json.dumps({**manifest, "guidance_range": [1, 5]}))
     refused(folder, CONFIG, "in all")
 
 
@@ -176,6 +180,12 @@ def test_broken_json(folder, file, text):
         ({"sample_shape": [3, 8, -8]}, "sample_shape is -8"),
         ({"num_classes": 10}, "neither know classes"),
         ({"num_classes": True}, "num_classes is True"),
+        ({"unconditional_label": "none"}, "unconditional_label is 'none'"),
+        ({"unconditional_label": -1}, "unconditional_label is -1"),
+        ({"unconditional_label": 0}, "num_class_embeds None"),
+        ({"guidance_range": [1, 5]}, "either both or neither know a guidance scale"),
+        ({"guidance_range": [0.5, 5]}, "both at least 1"),
+        ({"guidance_range": 5}, MANIFEST),
         ({"valid_steps": [0]}, "valid_steps is 0"),
         ({"valid_steps": 4}, "valid_steps is 4"),
         ({"students": []}, MANIFEST),
@@ -216,9 +226,13 @@ def test_wrong_times_behind_a_table(tmp_path, changes, fragment):
 
 def test_missing_fields_of_the_manifest(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
-    for name in set(manifest) - {"progdistill_version", "diffusers", "unconditional_label", "guidance_range"}:
+    optional = {"unconditional_label", "guidance_range"}  # of models from before there was guidance
+    for name in set(manifest) - {"progdistill_version", "diffusers", *optional}:
         (folder / MANIFEST).write_text(json.dumps({key: value for key, value in manifest.items() if key != name}))
         refused(folder, MANIFEST, f"'{name}' is missing")
+    (folder / MANIFEST).write_text(json.dumps({key: value for key, value in manifest.items() if key not in optional}))
+    model = load(folder)
+    assert model.unconditional_label is None and model.guidance_range is None
 
 
 def mutated(content, rng):

@@ -52,7 +52,7 @@ def settings(**changes):
 
 def batch(count=256):
     x = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    return Batch(x, torch.arange(count), 5, 5, None)
+    return Batch(x, torch.arange(count), 5, None)
 
 
 def state_of(batch, phi):

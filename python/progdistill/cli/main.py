@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a teacher (Algorithm 1)",
     "distill": "distil a teacher round by round (Algorithm 2)",
     "convert": "make a network that can be distilled of an epsilon teacher (distill does it by itself)",
+    "sfd": "fine-tune a teacher for few steps along its own trajectory, without data (SFD)",
     "sample": "generate images with a teacher or student",
     "fit-solver": "fit a D-ODE solver to a teacher: better images in as few network calls, in minutes",
     "evaluate": "distances of a model's images, by step count, or of given images to a data set",

@@ -3,6 +3,7 @@
 from progdistill.core.adapters import from_edm, from_flow_matching
 from progdistill.core.callable_network import CallableNetwork
 from progdistill.core.denoiser import Condition, Denoiser
+from progdistill.core.sampling_plan import SamplingPlan
 from progdistill.core.schedules import (
     CosineSchedule,
     EDMSchedule,
@@ -22,6 +23,7 @@ __all__ = [
     "EDMSchedule",
     "ExponentialSchedule",
     "FlowMatchingSchedule",
+    "SamplingPlan",
     "Schedule",
     "TableSchedule",
     "TimeMap",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from progdistill.core.callable_network import CallableNetwork
+from progdistill.core.sampling_plan import SamplingPlan
 from progdistill.core.schedules import CosineSchedule, Schedule
 from progdistill.core.time_map import TimeMap
 from progdistill.ops import rotation
@@ -45,6 +46,7 @@ class Denoiser(nn.Module):
         guidance_range: the lowest and highest guidance scale that a network was distilled for, which it then takes as
             an input: network(z, time, class_labels, guidance_scale - 1).
         valid_steps: the step counts that a distilled network was trained for; None = any (a teacher).
+        sampling_plans: by step count, the steps of a network that was fine-tuned for others than its schedule's.
         provenance: JSON-ready facts about where it comes from, kept with the saved model.
 
     `z` is always the variance-preserving state; angles are float64.
@@ -62,6 +64,7 @@ class Denoiser(nn.Module):
         unconditional_label: int | None = None,
         guidance_range: tuple[float, float] | None = None,
         valid_steps: tuple[int, ...] | None = None,
+        sampling_plans: Mapping[int, SamplingPlan] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -74,6 +77,7 @@ class Denoiser(nn.Module):
         self.unconditional_label = unconditional_label
         self.guidance_range = guidance_range
         self.valid_steps = None if valid_steps is None else tuple(sorted(valid_steps, reverse=True))
+        self.sampling_plans = dict(sampling_plans or {})
         self.provenance: dict[str, Any] = dict(provenance or {})
         # Students for other step counts, loaded when asked for; filled by whoever knows where they are kept.
         self.students: dict[int, Callable[[], Denoiser]] = {}
@@ -89,9 +93,16 @@ class Denoiser(nn.Module):
             "unconditional_label": self.unconditional_label,
             "guidance_range": self.guidance_range,
             "valid_steps": self.valid_steps,
+            "sampling_plans": self.sampling_plans,
             "provenance": self.provenance,
         }
         return Denoiser(network, **{**description, **changes})
+
+    def plan(self, steps: int) -> SamplingPlan:
+        """The steps that DDIM takes with so many network calls: the network's own, or those of its schedule's grid."""
+        if steps in self.sampling_plans:
+            return self.sampling_plans[steps]
+        return SamplingPlan(tuple(self.schedule.grid(steps).tolist()))
 
     @property
     def device(self) -> torch.device:

@@ -20,6 +20,9 @@ class Stream(IntEnum):
     RENOISE = 4  # the noise that a stochastic sampler adds
     DROPOUT = 5  # seeds torch's own generator for one update
     SEEDS = 6  # derives per-sample seeds
+    LABEL_DROPOUT = 7  # whether a training sample loses its label
+    GUIDANCE = 8  # the guidance scale of a training sample
+    CLASS = 9  # the class of a training sample that has no image
 
 
 def sample_seeds(seed: int, round_index: int, samples: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from progdistill.interop.folders import (
     interrupted_replacements,
 )
 from progdistill.interop.hub import download, hub_id
-from progdistill.interop.manifest import check_fits, image_size, read_manifest
+from progdistill.interop.manifest import FITTED, check_fits, image_size, read_manifest
 from progdistill.interop.own_time import with_own_time
 from progdistill.interop.stored_tensors import PICKLES, open_tensors
 from progdistill.interop.weight_files import weight_files
@@ -87,7 +87,7 @@ def _load_own(folder: Path, weights: str, device: torch.device | str | None) -> 
     description, students, own_time = read_manifest(folder)
     config = read_unet_config(folder / UNET / UNET_CONFIG)
     with blaming(folder / MANIFEST, f"it contradicts {UNET}/{UNET_CONFIG}: restore both from the same model"):
-        check_fits(config, description["sample_shape"], description["prediction_type"], description["num_classes"])
+        check_fits(config, **{name: description[name] for name in FITTED})
         if config.sample_size != image_size(description["sample_shape"]):
             raise ValueError(f"sample_shape is {description['sample_shape']}, sample_size is {config.sample_size}")
     place = folder / _WEIGHTS_FOLDERS[weights]

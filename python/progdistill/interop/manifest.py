@@ -12,6 +12,7 @@ import torch
 
 from progdistill import __version__
 from progdistill.core.denoiser import Denoiser
+from progdistill.core.sampling_plan import SamplingPlan
 from progdistill.core.schedules import schedule_from_dict
 from progdistill.core.time_map import TimeMap
 from progdistill.interop.folders import MANIFEST, blaming, read_json
@@ -19,6 +20,8 @@ from progdistill.nets.config import UNetConfig
 from progdistill.ops.names import canonical_prediction_type, heads
 
 FORMAT_VERSION = 1
+# What of a Denoiser `check_fits` holds against the network.
+FITTED = ("sample_shape", "prediction_type", "num_classes", "unconditional_label", "guidance_range")
 
 
 def manifest_of(
@@ -45,6 +48,7 @@ def manifest_of(
         "guidance_range": None if denoiser.guidance_range is None else list(denoiser.guidance_range),
         "valid_steps": None if denoiser.valid_steps is None else list(denoiser.valid_steps),
         "students": {str(steps): _relative(steps, path) for steps, path in (students or {}).items()},
+        **({"sampling_plans": _described(denoiser.sampling_plans)} if denoiser.sampling_plans else {}),
         "provenance": denoiser.provenance,
         "diffusers": {"loadable": obstacle is None, "reason": obstacle},
         **({} if own_time is None else {"own_time": own_time}),
@@ -75,9 +79,10 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[int, str], dict[st
             "sample_shape": tuple(_positive("sample_shape", size) for size in values["sample_shape"]),
             "num_classes": _optional("num_classes", values["num_classes"]),
             # Absent from models of before there was guidance.
-            "unconditional_label": values.get("unconditional_label"),
+            "unconditional_label": _label(values.get("unconditional_label")),
             "guidance_range": _range(values.get("guidance_range")),
             "valid_steps": _steps(values["valid_steps"]),
+            "sampling_plans": _plans(values.get("sampling_plans", {})),
             "provenance": dict(values["provenance"]),
         }
         students = {int(steps): _relative(int(steps), path) for steps, path in values["students"].items()}
@@ -91,7 +96,12 @@ def image_size(sample_shape: tuple[int, ...]) -> int | tuple[int, ...]:
 
 
 def check_fits(
-    config: UNetConfig, sample_shape: tuple[int, ...], prediction_type: str, num_classes: int | None
+    config: UNetConfig,
+    sample_shape: tuple[int, ...],
+    prediction_type: str,
+    num_classes: int | None,
+    unconditional_label: int | None = None,
+    guidance_range: tuple[float, float] | None = None,
 ) -> None:
     """Raises ValueError if the network cannot be what the description says of it."""
     if len(sample_shape) != 3 or config.in_channels != sample_shape[0]:
@@ -113,6 +123,20 @@ def check_fits(
         )
     if config.class_embed_type is None and conditional and num_classes > config.num_class_embeds:
         raise ValueError(f"num_classes is {num_classes}, the network's num_class_embeds only {config.num_class_embeds}")
+    if (
+        unconditional_label is not None
+        and config.class_embed_type is None
+        and (unconditional_label >= (config.num_class_embeds or 0))
+    ):
+        raise ValueError(
+            f"unconditional_label is {unconditional_label}, the network's num_class_embeds {config.num_class_embeds}: "
+            "it must be one of them"
+        )
+    if (guidance_range is None) != (config.guidance_embed_dim is None):
+        raise ValueError(
+            f"guidance_range is {guidance_range}, but the network has guidance_embed_dim = "
+            f"{config.guidance_embed_dim}: either both or neither know a guidance scale"
+        )
 
 
 def _relative(steps: int, path: str | os.PathLike[str]) -> str:
@@ -137,6 +161,12 @@ def _range(value: object) -> tuple[float, float] | None:
     return low, high
 
 
+def _label(value: object) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise ValueError(f"unconditional_label is {value!r}; use null or a label, 0 or more")
+    return value
+
+
 def _optional(name: str, value: object) -> int | None:
     return None if value is None else _positive(name, value)
 
@@ -147,3 +177,15 @@ def _steps(values: object) -> tuple[int, ...] | None:
     if not isinstance(values, list):
         raise ValueError(f"valid_steps is {values!r}; use null or a list of step counts")
     return tuple(_positive("valid_steps", value) for value in values)
+
+
+def _described(plans: Mapping[int, SamplingPlan]) -> dict[str, Any]:
+    return {str(steps): plan.to_dict() for steps, plan in plans.items()}
+
+
+def _plans(values: Mapping[str, Any]) -> dict[int, SamplingPlan]:
+    plans = {int(steps): SamplingPlan.from_dict(value) for steps, value in values.items()}
+    for steps, plan in plans.items():
+        if plan.network_calls != steps:
+            raise ValueError(f"the sampling plan for {steps} steps has {plan.network_calls} that call the network")
+    return plans

@@ -19,7 +19,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _IMAGES = 4
 # What the pipelines take where they are told nothing.
 _DEFAULT_STEPS = {True: 1, False: 50}
-_RECIPES = {"train": "training", "distill": "distillation", "convert": "conversion", None: "as it was found"}
+_RECIPES = {
+    "train": "training",
+    "distill": "distillation",
+    "convert": "conversion",
+    "sfd": "SFD",
+    "guidance": "guidance",
+    None: "as it was found",
+}
 
 
 def model_card(
@@ -106,6 +113,12 @@ def _summary(denoiser: Denoiser) -> str:
     classes = "" if denoiser.num_classes is None else f", of {denoiser.num_classes} classes"
     if not _is_student(denoiser):
         return f"Generates {images}{classes}."
+    if denoiser.provenance.get("recipe") == "sfd":
+        return (
+            f"Generates {images}{classes}, with few network calls an image: a student of SFD "
+            "([Zhou et al., NeurIPS 2024](https://arxiv.org/abs/2409.19681)), which learned to be after each of its "
+            "steps where a solver of many steps leads its teacher."
+        )
     return (
         f"Generates {images}{classes}, with few network calls an image: a student of progressive distillation "
         "([Salimans & Ho, ICLR 2022](https://arxiv.org/abs/2202.00512)), which learned to do in one step what its "
@@ -116,6 +129,8 @@ def _summary(denoiser: Denoiser) -> str:
 def _sampling_here(denoiser: Denoiser, obstacle: str) -> str:
     steps = min(denoiser.valid_steps or (64,))
     labels = "" if denoiser.num_classes is None else f", class_labels={_labels(denoiser.num_classes)}"
+    if denoiser.guidance_range is not None:
+        labels += f", guidance_scale={denoiser.guidance_range[1]:g}"
     return (
         f"Plain diffusers would sample it wrongly: {obstacle}. With progdistill:\n\n```python\n"
         "import progdistill\n"
@@ -186,10 +201,23 @@ def _facts(denoiser: Denoiser, dtype: torch.dtype) -> str:
         "First teacher": "" if source is None else escaped(source),
         "Network": f"`UNet2DModel`, {number(weights)} parameters, stored as {stored}",
         "Prediction": f"`{denoiser.prediction_type}`",
+        "Guidance": _guidance(denoiser),
         "Schedule": f"{denoiser.schedule.kind.replace('_', ' ')}, {level_count(denoiser)} levels",
         "Made with": f"progdistill {__version__}",
     }
     return "\n".join(f"* {name}: {value}" for name, value in facts.items() if value)
+
+
+def _guidance(denoiser: Denoiser) -> str:
+    """Of classifier-free guidance, scales counted as diffusers does: 1 is none."""
+    if denoiser.guidance_range is not None:
+        low, high = denoiser.guidance_range
+        return f"the scale is an input of the network, {low:g} to {high:g} (1: none); one call a step"
+    if denoiser.unconditional_label is not None:
+        return f"any scale, two calls a step; label {denoiser.unconditional_label} stands for no class"
+    if (scale := number(denoiser.provenance.get("guidance_scale"))) != "":
+        return f"scale {scale}, fixed in the weights"
+    return ""
 
 
 def _with_error(facts: dict[str, Any], name: str) -> str:
@@ -201,6 +229,10 @@ def _text(facts: dict[str, Any], name: str) -> str:
     return escaped(facts[name]) if isinstance(facts.get(name), str) else number(facts.get(name))
 
 
+def _first(facts: dict[str, Any], *names: str) -> Any:
+    return next((facts[name] for name in names if name in facts), None)
+
+
 _COLUMNS = {
     "steps": lambda facts: number(facts.get("steps")),
     "updates": lambda facts: number(facts.get("updates")),
@@ -208,9 +240,11 @@ _COLUMNS = {
     "loss": lambda facts: _text(facts, "loss_type"),
     "weighting": lambda facts: _text(facts, "weighting"),
     "last loss": lambda facts: number(facts.get("loss")),
-    "teacher's steps": lambda facts: number(facts.get("teacher_steps", facts.get("sampling_steps"))),
+    "teacher's steps": lambda facts: number(_first(facts, "teacher_steps", "sampling_steps", "teacher_calls")),
     "distance to the teacher": lambda facts: (
-        _with_error(facts, "student_distance") or _with_error(facts, "conversion_distance")
+        _with_error(facts, "student_distance")
+        or _with_error(facts, "conversion_distance")
+        or _with_error(facts, "guidance_distance")
     ),
     "teacher in as few steps": lambda facts: _with_error(facts, "teacher_distance"),
 }

@@ -16,6 +16,11 @@ def diffusers_obstacle(denoiser: Denoiser, config: UNetConfig) -> str | None:
     diffusers knows one output head, its own time input (the level's number) and a fixed list of levels.
     """
     count = level_count(denoiser)
+    if denoiser.sampling_plans:
+        return (
+            "it was fine-tuned for steps of its own, which are not those of its schedule or begin with one that calls "
+            "no network; `progdistill sfd --grid trailing --no-analytic-first-step` makes students without"
+        )
     if denoiser.prediction_type == "sample_epsilon":
         return (
             "diffusers knows no two-headed networks; `progdistill convert --teacher FOLDER --output-dir RUN` makes a "
@@ -25,6 +30,12 @@ def diffusers_obstacle(denoiser: Denoiser, config: UNetConfig) -> str | None:
     if unreachable:
         return (
             f"diffusers' time grid of {', '.join(map(str, unreachable))} steps is another one: {count} is no multiple"
+        )
+    if denoiser.guidance_range is not None:
+        low, high = denoiser.guidance_range
+        return (
+            f"the network takes a guidance scale ({low:g} to {high:g}), which diffusers passes to none; "
+            "`progdistill export --format diffusers --guidance-scale S` writes one of them into the weights"
         )
     if not _passes_level_numbers(denoiser, count):
         return (

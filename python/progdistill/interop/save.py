@@ -26,7 +26,7 @@ from progdistill.interop.folders import (
     WEIGHTS,
     replace_folder,
 )
-from progdistill.interop.manifest import check_fits, image_size, manifest_of
+from progdistill.interop.manifest import FITTED, check_fits, image_size, manifest_of
 from progdistill.interop.model_card import model_card
 from progdistill.interop.own_time import TABLE, as_stored, own_time_of
 from progdistill.interop.plain_diffusers import diffusers_obstacle
@@ -108,7 +108,7 @@ def config_of(denoiser: Denoiser) -> UNetConfig:
             "the state_dict() in a safetensors file of your own (EDM's preconditioning and the like, which scale what "
             "goes in and out of a network, are beyond a UNet2DModel)"
         )
-    check_fits(network.config, denoiser.sample_shape, denoiser.prediction_type, denoiser.num_classes)
+    check_fits(network.config, **{name: getattr(denoiser, name) for name in FITTED})
     return dataclasses.replace(network.config, sample_size=image_size(denoiser.sample_shape))
 
 

@@ -65,6 +65,23 @@ class FixedTime(dict):
             self.embedding.copy_(other.embedding)
 
 
+class GuidanceEmbedding(nn.Module):
+    """A projection of sinusoids of 1000 times the guidance weight: (B,) -> (B, features).
+
+    It starts at zero, so that a network to which it is added starts as it was (Meng et al. 2023 train it like that of
+    the time; the factor and the missing bias are those of diffusers' latent consistency models).
+    """
+
+    def __init__(self, sinusoids: int, features: int) -> None:
+        super().__init__()
+        self.sinusoids = SinusoidalEmbedding(sinusoids, flip_sin_to_cos=False, freq_shift=1)
+        self.projection = nn.Linear(sinusoids, features, bias=False)
+
+    def forward(self, guidance: Tensor) -> Tensor:
+        weight = self.projection.weight
+        return self.projection(self.sinusoids(1000.0 * guidance.float()).to(weight.dtype))
+
+
 class TimestepEmbedding(nn.Module):
     """Two linear layers with a SiLU between: (B, in_features) -> (B, features)."""
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from progdistill.nets.attention import Attention
 from progdistill.nets.blocks import DownBlock, MidBlock, UpBlock
 from progdistill.nets.config import UNetConfig
-from progdistill.nets.embeddings import FixedTime, SinusoidalEmbedding, TimestepEmbedding
+from progdistill.nets.embeddings import FixedTime, GuidanceEmbedding, SinusoidalEmbedding, TimestepEmbedding
 from progdistill.nets.layers import convolve
 from progdistill.nets.pending_sum import PendingSum, sums_wait
 from progdistill.nets.resnet import ResnetBlock
@@ -36,6 +36,9 @@ class UNet(nn.Module):
             )
         self.time_embedding = TimestepEmbedding(channels[0], config.time_embed_dim)
         self.class_embedding = _class_embedding(config)
+        self.guidance_embedding = None
+        if config.guidance_embed_dim is not None:
+            self.guidance_embedding = GuidanceEmbedding(config.guidance_embed_dim, config.time_embed_dim)
 
         skip_channels = [channels[0]]
         self.down_blocks = nn.ModuleList()
@@ -64,7 +67,11 @@ class UNet(nn.Module):
         return self.conv_in.weight.dtype
 
     def forward(
-        self, sample: Tensor, timestep: Tensor | float | FixedTime, class_labels: Tensor | None = None
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | FixedTime,
+        class_labels: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -74,6 +81,8 @@ class UNet(nn.Module):
         truncates a Python float, this does not.) Or what ``fixed_time`` has made of one.
         ``class_labels``: (B,) integers below ``num_class_embeds``; (B,) numbers for
         ``class_embed_type="timestep"``; (B, time_embed_dim) for ``"identity"``; None without classes.
+        ``guidance``: (B,) or (1,), the weight w of Meng et al. 2023 (the guidance scale less 1) for a network with
+        ``guidance_embed_dim``.
 
         Returns (B, out_channels, H, W) in the dtype that the weights (or autocast) compute in, or in that of the
         output's bias if it is wider: the sum is then formed in it. Raises
@@ -82,12 +91,13 @@ class UNet(nn.Module):
         """
         self._check_sample(sample)
         self._check_labels(class_labels, sample.shape[0])
+        self._check_guidance(guidance, sample.shape[0])
         x = sample.to(self.dtype)
         if self.config.center_input_sample:
             x = 2 * x - 1
         # Every residual block starts with the SiLU of the embedding: applied once, here.
-        fixed = isinstance(timestep, FixedTime) and class_labels is None
-        time_act = timestep if fixed else F.silu(self._embed(x, timestep, class_labels))
+        fixed = isinstance(timestep, FixedTime) and class_labels is None and guidance is None
+        time_act = timestep if fixed else F.silu(self._embed(x, timestep, class_labels, guidance))
 
         x = convolve(self.conv_in, x)
         x = PendingSum(x, waits=sums_wait(x))
@@ -108,22 +118,30 @@ class UNet(nn.Module):
     def fixed_time(self, timestep: float) -> FixedTime:
         """What ``forward`` takes for a time that it will be asked for again: nothing is left to compute of it.
 
-        It holds for the weights as they are now. In a network with classes the rest depends on the label.
+        It holds for the weights as they are now. In a network with classes or guidance the rest depends on these.
         """
         nowhere = self.conv_in.weight.new_empty(1)
-        embedding = self._embed(nowhere, torch.full((1,), float(timestep), device=nowhere.device), None)
-        if self.class_embedding is not None:
+        embedding = self._embed(nowhere, torch.full((1,), float(timestep), device=nowhere.device))
+        if self.class_embedding is not None or self.guidance_embedding is not None:
             return FixedTime(embedding=embedding)
         time_act = F.silu(embedding)
         blocks = (module for module in self.modules() if isinstance(module, ResnetBlock))
         return FixedTime((block, block.time_terms(time_act)) for block in blocks)
 
-    def _embed(self, x: Tensor, timestep: Tensor | float | FixedTime, class_labels: Tensor | None) -> Tensor:
-        """The sum of the time's and the class's embedding, (B, time_embed_dim)."""
+    def _embed(
+        self,
+        x: Tensor,
+        timestep: Tensor | float | FixedTime,
+        class_labels: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """The sum of the time's, the guidance's and the class's embedding, (B, time_embed_dim)."""
         if isinstance(timestep, FixedTime):
             embedding = timestep.embedding
         else:
             embedding = self.time_embedding(self._project("timestep", _timesteps(timestep, x), x.dtype))
+        if guidance is not None:
+            embedding = embedding + self.guidance_embedding(guidance).to(x.dtype)
         if class_labels is None:
             return embedding
         if self.config.class_embed_type == "timestep":
@@ -170,17 +188,29 @@ class UNet(nn.Module):
                 raise ValueError(f"class_labels are {labels.dtype}; allowed: integers. Use labels.long().")
             _check_range("class_labels", labels, self.config.num_class_embeds)
 
+    def _check_guidance(self, guidance: Tensor | None, batch: int) -> None:
+        if (guidance is None) != (self.guidance_embedding is None):
+            raise ValueError(
+                "guidance given to a network that takes none; leave it out, or build it with guidance_embed_dim."
+                if guidance is not None
+                else "no guidance given to a network with guidance_embed_dim; pass one weight for each sample."
+            )
+        if guidance is not None and guidance.shape not in ((1,), (batch,)):
+            raise ValueError(f"guidance has shape {tuple(guidance.shape)}; allowed: (1,) or ({batch},).")
+
 
 def initialise(net: UNet) -> None:
     """Draw the weights as Salimans & Ho 2022 do (their released U-Net).
 
     Normal weights of variance 1 / fan-in and zero biases; zeros in the last layer of every residual branch
-    and of the network, so that each branch starts as the identity and the network's output as zero.
+    and of the network, so that each branch starts as the identity and the network's output as zero. The guidance's
+    projection starts at zero too.
     """
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             # A dense layer over one-hot rows, whose fan-in is their number.
             nn.init.normal_(module.weight, std=module.num_embeddings**-0.5)
@@ -190,6 +220,8 @@ def initialise(net: UNet) -> None:
         elif isinstance(module, Attention):
             nn.init.zeros_(module.to_out[0].weight)
     nn.init.zeros_(net.conv_out.weight)
+    if net.guidance_embedding is not None:
+        nn.init.zeros_(net.guidance_embedding.projection.weight)
 
 
 def _class_embedding(config: UNetConfig) -> nn.Module | None:

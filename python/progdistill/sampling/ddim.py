@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from progdistill.core import Condition, Denoiser
+from progdistill.core import Condition, Denoiser, SamplingPlan
 from progdistill.ops import ddim_step
 
 StepCallback = Callable[[int, Tensor], None]
@@ -44,3 +44,24 @@ def ddim(
         if callback is not None:
             callback(step, z)
     return z
+
+
+@torch.no_grad()
+def follow_plan(
+    denoiser: Denoiser,
+    z: Tensor,
+    plan: SamplingPlan,
+    cond: Condition | None = None,
+    *,
+    clip: float | None = None,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """The sample that DDIM makes of noise z along a plan; `callback` is not called after an analytic first step."""
+    z = scaled(z, plan.first_factor)
+    z = ddim(denoiser, z, plan.trained_phis, cond, clip=clip, callback=callback)
+    return scaled(z, plan.last_factor)
+
+
+def scaled(z: Tensor, factor: float) -> Tensor:
+    """factor z; z itself for 1."""
+    return z if factor == 1.0 else factor * z

@@ -15,7 +15,7 @@ from torch import Tensor
 from progdistill import __version__
 from progdistill.core import Condition, Denoiser
 from progdistill.core.modes import evaluating
-from progdistill.sampling.ddim import ddim
+from progdistill.sampling.ddim import follow_plan
 from progdistill.sampling.latents import seeded_latents
 from progdistill.sampling.unrolled import UnrolledSampler
 
@@ -102,7 +102,7 @@ def checked_difference(
 def _expected(student: Denoiser, sampler: UnrolledSampler, noise: Tensor, labels: Tensor | None) -> Tensor:
     cond = None if labels is None else Condition(labels.to(student.device))
     with evaluating(student):
-        x = ddim(student, noise.to(student.device), student.schedule.grid(sampler.steps), cond, clip=sampler.clip)
+        x = follow_plan(student, noise.to(student.device), sampler.plan, cond, clip=sampler.clip)
     return x.clamp(-1, 1).cpu()
 
 

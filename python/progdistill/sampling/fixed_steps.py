@@ -12,6 +12,7 @@ from progdistill.core.random import Stream
 from progdistill.nets.embeddings import FixedTime
 from progdistill.nets.unet import UNet
 from progdistill.ops import ddim_step, normal
+from progdistill.sampling.ddim import scaled
 from progdistill.sampling.images import FORMS
 
 
@@ -34,7 +35,8 @@ class FixedSteps:
         self.prediction_type = model.prediction_type
         self.clip = clip
         self.dtype = dtype
-        self.phis = model.schedule.grid(steps).to(self.device)
+        self.plan = model.plan(steps)
+        self.phis = self.plan.trained_phis.to(self.device)
         self._times = model.time_map(self.phis[:-1])
         self._own = model.raw if type(model).raw is not Denoiser.raw else None  # a denoiser of the user's own
         self._source = model.network
@@ -82,11 +84,12 @@ class FixedSteps:
         phis, times = constants
         cond = None if labels is None else Condition(labels, scales)
         z = normal(start, 0, Stream.LATENT, self.sample_shape) if start.dim() == 1 else start.float()
+        z = scaled(z, self.plan.first_factor)
         for step in range(len(phis) - 1):
             phi, phi_next = phis[step], phis[step + 1]
             out = self._predict(z, phi, self._fixed[step] if self._fixed else times[step], cond)
             z = ddim_step(z, out, phi, phi_next, prediction_type=self.prediction_type, clip=self.clip)
-        return FORMS[form](z)
+        return FORMS[form](scaled(z, self.plan.last_factor))
 
     def _predict(self, z: Tensor, phi: Tensor, time: Tensor | FixedTime, cond: Condition | None) -> Tensor:
         if self._own is not None:

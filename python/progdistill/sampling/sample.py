@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from progdistill.core import Condition, Denoiser
 from progdistill.core.modes import evaluating
 from progdistill.sampling.arguments import checked_guidance, checked_labels, checked_latents, image_count, student_for
-from progdistill.sampling.ddim import ddim
+from progdistill.sampling.ddim import follow_plan
 from progdistill.sampling.double_step import double_step
 from progdistill.sampling.images import FORM_OF, check_output_type, delivered, to_output
 from progdistill.sampling.latents import generator_latents, image_seeds, seeded_latents
@@ -177,7 +177,11 @@ def generate(
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}; use one of {', '.join(SAMPLERS)}")
     model = student_for(model, steps)
-    device, phis = model.device, model.schedule.grid(steps)
+    device, phis, plan = model.device, model.schedule.grid(steps), model.plan(steps)
+    if sampler != "ddim" and steps in model.sampling_plans:
+        raise ValueError(
+            f"sampler is {sampler!r}, but this model was fine-tuned for DDIM along angles of its own; leave it out"
+        )
     batches = range(0, len(seeds), max_batch_size)
     samples = []
     with evaluating(model):
@@ -192,7 +196,7 @@ def generate(
             if solver is not None:
                 z = solver(model, z, cond, clip=clip)
             elif sampler == "ddim":
-                z = ddim(model, z, phis, cond, clip=clip)
+                z = follow_plan(model, z, plan, cond, clip=clip)
             elif sampler == "stochastic":
                 z = stochastic(model, z, phis, own_seeds, cond, gamma=gamma, clip=clip)
             else:

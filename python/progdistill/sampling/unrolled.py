@@ -15,6 +15,7 @@ from progdistill.ops import ddim_step, rotation
 from progdistill.ops.layout import split_heads
 from progdistill.ops.names import heads
 from progdistill.sampling.arguments import student_for
+from progdistill.sampling.ddim import scaled
 from progdistill.sampling.images import to_output
 
 OUTPUT_TYPES = ("float", "uint8")
@@ -34,13 +35,18 @@ class UnrolledSampler(nn.Module):
 
     Raises:
         ValueError: a step count that the student was not trained for, an epsilon prediction at SNR 0, a Denoiser that
-            overrides `raw`, an unknown output_type.
+            overrides `raw` or takes a guidance scale, an unknown output_type.
     """
 
     def __init__(self, model: Denoiser, steps: int, *, clip: float | None = None, output_type: str = "float") -> None:
         super().__init__()
         _check_output_type(output_type, model.sample_shape)
         model = student_for(model, steps)
+        if model.guidance_range is not None:
+            raise ValueError(
+                "this student takes a guidance scale, for which a graph has no input; fix it first: `progdistill "
+                "export --guidance-scale S`, or progdistill.interop.baked_guidance(student, S)"
+            )
         if type(model).raw is not Denoiser.raw:
             raise ValueError(
                 f"{type(model).__name__} overrides Denoiser.raw, which a graph of network(z, time) leaves out; move "
@@ -49,7 +55,8 @@ class UnrolledSampler(nn.Module):
         self.steps, self.clip, self.output_type = steps, clip, output_type
         self.sample_shape, self.num_classes = model.sample_shape, model.num_classes
         self.prediction_type, self.schedule = model.prediction_type, model.schedule
-        phis = model.schedule.grid(steps)
+        self.plan = model.plan(steps)
+        phis = self.plan.trained_phis
         _check_steps(self.prediction_type, phis, clip)
         self._steps = _step_constants(self.prediction_type, phis)
         self._times = model.time_map(phis[:-1]).tolist()
@@ -74,7 +81,7 @@ class UnrolledSampler(nn.Module):
             ValueError: another shape or dtype; labels that are missing or superfluous.
         """
         self._check_inputs(noise, class_labels)
-        z = noise
+        z = scaled(noise, self.plan.first_factor)
         for index, step in enumerate(self._steps):
             out = self._call_network(z, index, class_labels)
             parts = split_heads(out, heads(self.prediction_type), z.dtype)
@@ -83,6 +90,7 @@ class UnrolledSampler(nn.Module):
             else:
                 x = _combined(step.x, z, *parts).clamp(-self.clip, self.clip)
                 z = _combined(step.clipped, z, x)
+        z = scaled(z, self.plan.last_factor)
         if self.output_type == "float":
             return z.clamp(-1, 1)
         return to_output(z, "uint8")

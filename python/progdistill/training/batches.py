@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -19,8 +20,8 @@ from progdistill.training.config import LoopConfig
 class Batch:
     """A microbatch on the device, as an objective takes it."""
 
-    x: Tensor
-    """(B, C, H, W) float32 in [-1, 1]."""
+    x: Tensor | None
+    """(B, C, H, W) float32 in [-1, 1]; None: there are no images."""
     seeds: Tensor
     """(B,) int64, one for each sample: the key of everything random about it."""
     update: int | Tensor
@@ -32,8 +33,8 @@ class Batch:
 class Microbatch:
     """What the host decides of a microbatch."""
 
-    images: Tensor
-    """(B, C, H, W) uint8, on the device."""
+    images: Tensor | None
+    """(B, C, H, W) uint8, on the device; None: there are none."""
     labels: Tensor | None
     """(B,) int64, on the device."""
     seeds: Tensor
@@ -53,7 +54,7 @@ class BatchInputs:
     """
 
     def __init__(self, like: Microbatch, device: torch.device, memory_format: torch.memory_format) -> None:
-        self._images = torch.empty_like(like.images, memory_format=memory_format)
+        self._images = None if like.images is None else torch.empty_like(like.images, memory_format=memory_format)
         self._labels = None if like.labels is None else torch.empty_like(like.labels)
         self._seeds = torch.empty_like(like.seeds, device=device)
         self._flip = None if like.flip is None else torch.empty_like(like.flip, device=device)
@@ -61,7 +62,8 @@ class BatchInputs:
 
     def write(self, microbatch: Microbatch) -> None:
         """Takes in a microbatch of the same shape."""
-        self._images.copy_(microbatch.images)
+        if self._images is not None:
+            self._images.copy_(microbatch.images)
         if self._labels is not None:
             self._labels.copy_(microbatch.labels)
         _send(microbatch.seeds, self._seeds)
@@ -72,29 +74,23 @@ class BatchInputs:
     def batch(self) -> Batch:
         """The batch of what was written last."""
         cond = None if self._labels is None else Condition(self._labels)
-        return Batch(to_float(self._images, flip=self._flip), self._seeds, self._update, cond)
+        x = None if self._images is None else to_float(self._images, flip=self._flip)
+        return Batch(x, self._seeds, self._update, cond)
 
 
-class BatchSource:
-    """The microbatches of each update of a round."""
+class Batches(ABC):
+    """Splits the samples of each update of a round over processes and microbatches."""
 
-    def __init__(
-        self, dataset: ImageDataset, config: LoopConfig, round_index: int, device: torch.device, conditional: bool
-    ) -> None:
+    def __init__(self, config: LoopConfig, round_index: int, device: torch.device) -> None:
         parts = config.gradient_accumulation_steps * process_count()
         if config.train_batch_size % parts:
             raise ValueError(
                 f"train_batch_size {config.train_batch_size} does not divide into {process_count()} processes times "
                 f"{config.gradient_accumulation_steps} microbatches; change it, or gradient_accumulation_steps"
             )
-        self.dataset = dataset
-        self.images = dataset.on(device)
         self.config = config
         self.round_index = round_index
         self.device = device
-        self.conditional = conditional
-        # A round's order is its own: its seed is drawn from (seed, round).
-        self._order_seed = int(sample_seeds(config.seed, round_index, torch.tensor([-1])))
 
     def microbatches(self, update: int) -> Iterator[Microbatch]:
         """This process's part of the samples update * B ... of the round, whichever way they are split."""
@@ -105,6 +101,24 @@ class BatchSource:
         firsts = [update * size + part * count for part in own] + [(update + 1) * size + own[0] * count]
         for part, first, following in zip(own, firsts, firsts[1:], strict=False):
             yield self._microbatch(update, update * parts + part, first, following, count)
+
+    @abstractmethod
+    def _microbatch(self, update: int, number: int, first: int, following: int, count: int) -> Microbatch:
+        """That of the samples first ... first + count - 1; the next one asked for begins at `following`."""
+
+
+class BatchSource(Batches):
+    """The microbatches of each update of a round, from a data set."""
+
+    def __init__(
+        self, dataset: ImageDataset, config: LoopConfig, round_index: int, device: torch.device, conditional: bool
+    ) -> None:
+        super().__init__(config, round_index, device)
+        self.dataset = dataset
+        self.images = dataset.on(device)
+        self.conditional = conditional
+        # A round's order is its own: its seed is drawn from (seed, round).
+        self._order_seed = int(sample_seeds(config.seed, round_index, torch.tensor([-1])))
 
     def _microbatch(self, update: int, number: int, first: int, following: int, count: int) -> Microbatch:
         # The following microbatch of this process is read while this one is in use.

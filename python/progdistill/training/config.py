@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from progdistill.data.resize import DEFAULT_INTERPOLATION, Interpolation
@@ -59,8 +60,9 @@ class LoopConfig(RunConfig):
     """Peak learning rate of AdamW."""
     lr_warmup_steps: int = 0
     """Updates over which the learning rate rises linearly from 0."""
-    lr_scheduler: Literal["constant", "linear"] = "linear"
-    """After the warm-up: constant, or annealed linearly to 0 at the end of the round."""
+    lr_scheduler: Literal["constant", "linear", "piecewise_constant"] = "linear"
+    """After the warm-up: constant, annealed linearly to 0 at the end of the round, or (piecewise_constant) a tenth from
+    half of the round on."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
@@ -133,8 +135,8 @@ class LoopConfig(RunConfig):
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; use auto, no or bf16")
         if self.cuda_graph not in ("auto", "require", True, False):
             raise ValueError(f'cuda_graph is {self.cuda_graph!r}; use "auto", "require" or False')
-        if self.lr_scheduler not in ("constant", "linear"):
-            raise ValueError(f"unknown lr_scheduler {self.lr_scheduler!r}; use constant or linear")
+        if self.lr_scheduler not in ("constant", "linear", "piecewise_constant"):
+            raise ValueError(f"unknown lr_scheduler {self.lr_scheduler!r}; use constant, linear or piecewise_constant")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -149,6 +151,8 @@ class TeacherConfig(DataConfig, RunConfig):
     """Updates."""
     class_conditional: bool = False
     """Condition on the data set's labels."""
+    label_dropout: float = 0.0
+    """Share of labels that are replaced by one that says nothing, so that the teacher can be guided; usual is 0.1."""
     prediction_type: str = "v_prediction"
     """What the network predicts: v_prediction, sample, epsilon or sample_epsilon (two-headed)."""
     logsnr_min: float | None = None
@@ -170,6 +174,11 @@ class TrainConfig(LoopConfig, TeacherConfig):
         super().__post_init__()
         if self.max_train_steps < 1:
             raise ValueError(f"max_train_steps is {self.max_train_steps}; use a positive whole number")
+        if not 0 <= self.label_dropout < 1 or (self.label_dropout and not self.class_conditional):
+            raise ValueError(
+                f"label_dropout is {self.label_dropout}, class_conditional {self.class_conditional}; it is a share in "
+                "[0, 1) of the labels that class_conditional=True uses"
+            )
         if canonical_prediction_type(self.prediction_type) == "epsilon" and self.logsnr_min is None:
             raise ValueError(
                 "prediction_type is epsilon, which says nothing about x at SNR 0, where sampling would start: give "
@@ -261,6 +270,11 @@ class RoundsConfig(DataConfig, ScheduleConfig, RunConfig):
     """Other numbers of updates for the students of certain step counts, for instance 2 100000 1 100000."""
     conversion_updates: int | None = None
     """Updates of the round that converts an epsilon teacher first; none: updates_per_round; 0: refuse such teachers."""
+    guidance_range: tuple[float, float] | None = None
+    """Lowest and highest guidance scale (1: none) that the students of a teacher trained with label_dropout take as an
+    input, learned in a round before the others (Meng et al. 2023); none: they are unguided."""
+    guidance_updates: int | None = None
+    """Updates of that round; none: updates_per_round."""
     validation_images: int = 64
     """Images of fixed noise that each round's student and teacher are compared on."""
 
@@ -282,6 +296,7 @@ class DistillConfig(LoopConfig, RoundsConfig):
         _check_zero_snr(self.zero_snr)
         if self.conversion_updates is not None and self.conversion_updates < 0:
             raise ValueError(f"conversion_updates is {self.conversion_updates}; use a whole number from 0 up")
+        self._check_guidance()
         if self.start_steps not in (None, self.teacher_steps):
             raise ValueError(
                 f"start_steps is {self.start_steps}, but {self.rounds} rounds by {self.step_factor} that end at "
@@ -321,6 +336,17 @@ class DistillConfig(LoopConfig, RoundsConfig):
                 f"this run's students have {self.student_steps} steps; lower addim_min_steps or use ddim"
             )
 
+    def _check_guidance(self) -> None:
+        if self.guidance_range is None:
+            if self.guidance_updates is not None:
+                raise ValueError(
+                    f"guidance_updates is {self.guidance_updates}, but there is no guidance_range; give both or neither"
+                )
+            return
+        self.guidance_range = checked_guidance_range(self.guidance_range)
+        if self.guidance_updates is not None and self.guidance_updates < 1:
+            raise ValueError(f"guidance_updates is {self.guidance_updates}; use a positive whole number")
+
     @property
     def teacher_steps(self) -> int:
         """The step count that the first round starts from."""
@@ -336,6 +362,31 @@ class DistillConfig(LoopConfig, RoundsConfig):
         return self.updates_at.get(steps, self.updates_per_round)
 
 
+def checked_guidance_range(guidance_range: tuple[float, float]) -> tuple[float, float]:
+    """The lowest and the highest guidance scale, as floats.
+
+    Raises:
+        ValueError: they are no two numbers with 1 <= lowest <= highest < inf.
+    """
+    scales = tuple(map(float, guidance_range))
+    if len(scales) != 2 or not 1 <= scales[0] <= scales[1] < math.inf:
+        raise ValueError(
+            f"guidance_range is {guidance_range}; give the lowest and the highest scale, such as 1 5, 1 being no "
+            "guidance"
+        )
+    return scales
+
+
+# Younger than the first runs, which resume: they count where they are given.
+_LATER = {
+    "zero_snr": "truncate",
+    "conversion_updates": None,
+    "label_dropout": 0.0,
+    "guidance_range": None,
+    "guidance_updates": None,
+}
+
+
 def fingerprint(config: LoopConfig) -> dict[str, Any]:
     """The settings that decide a run's result, JSON-ready; a resumed run must have the same."""
     free = {
@@ -349,11 +400,11 @@ def fingerprint(config: LoopConfig) -> dict[str, Any]:
         "cuda_graph",
         "report_to",
     }
-    if isinstance(config, DataConfig):  # these count where they are given: runs from before they existed resume
+    if isinstance(config, DataConfig):  # as _LATER
         free |= {f.name for f in dataclasses.fields(DataConfig)} - set(config.reading_options())
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
-    for name, default in (("zero_snr", "truncate"), ("conversion_updates", None)):
-        if fields.get(name) == default and not isinstance(config, ConvertConfig):  # for the same reason
+    for name, default in _LATER.items():
+        if fields.get(name) == default and not isinstance(config, ConvertConfig):
             fields.pop(name, None)
     if "updates_at" in fields:
         fields["updates_at"] = {str(k): v for k, v in fields["updates_at"].items()}

@@ -8,7 +8,7 @@ import torch
 
 from progdistill.core import CosineSchedule, Denoiser, Schedule
 from progdistill.core.schedules import logsnr_of
-from progdistill.interop.manifest import check_fits
+from progdistill.interop.manifest import FITTED, check_fits
 from progdistill.nets.unet import UNet
 from progdistill.ops.names import heads
 from progdistill.training.conversion_objective import AngleRange, known_angles
@@ -31,7 +31,8 @@ def converted_student(teacher: Denoiser, prediction_type: str, zero_snr: str) ->
     begun = beginning(teacher, prediction_type, schedule)
     if begun is not None:
         network = _with_ends(begun, teacher.sample_shape[0])
-        check_fits(network.config, teacher.sample_shape, prediction_type, teacher.num_classes)
+        facts = {name: getattr(teacher, name) for name in FITTED}
+        check_fits(network.config, **{**facts, "prediction_type": prediction_type})
     elif heads(teacher.prediction_type) == heads(prediction_type):
         network = copy_network(teacher.network)
     else:

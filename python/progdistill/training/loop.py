@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from progdistill.core import Denoiser
 from progdistill.core.processes import is_main_process, on_main_process
-from progdistill.training.batches import Batch, BatchSource
+from progdistill.training.batches import Batch, Batches
 from progdistill.training.compute_network import ComputeNetwork
 from progdistill.training.config import LoopConfig
 from progdistill.training.optimizer import learning_rate
@@ -35,7 +35,7 @@ class Loss:
     """What an objective computes for a microbatch."""
 
     pred: Tensor
-    """The student's output, still attached to its graph."""
+    """The student's output, or what follows from it, still attached to its graph."""
     grad: Tensor
     """The gradient of the loss for `pred`, already scaled."""
     loss: Tensor
@@ -64,6 +64,9 @@ class Round:
     """Called with the averaged student and the number of updates, every `validation_steps`, in the first process."""
     precision: torch.dtype | None = None
     """What the student computes in; None: what the settings say where no steps are imitated (`round_precision`)."""
+    updates_per_iteration: int = 1
+    """Over so many updates the objective keeps a state on the host. Checkpoints are made between iterations only, so
+    that nobody need save it, and CUDA graphs, which could not hold it, are not used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,7 @@ class RoundResult:
     precision: str
 
 
-def run_round(round_: Round, batches: BatchSource, config: LoopConfig, run: RunFolder) -> RoundResult:
+def run_round(round_: Round, batches: Batches, config: LoopConfig, run: RunFolder) -> RoundResult:
     """Does the updates of a round, from its newest checkpoint if there is one.
 
     Raises:
@@ -95,7 +98,7 @@ def run_round(round_: Round, batches: BatchSource, config: LoopConfig, run: RunF
 
 
 class _RoundInProgress:
-    def __init__(self, round_: Round, batches: BatchSource, config: LoopConfig, run: RunFolder) -> None:
+    def __init__(self, round_: Round, batches: Batches, config: LoopConfig, run: RunFolder) -> None:
         self.round = round_
         self.batches = batches
         self.config = config
@@ -107,7 +110,15 @@ class _RoundInProgress:
         checkpoint = run.resume_round(round_.index)
         if checkpoint is not None:
             self.state.restore(checkpoint, main_process=is_main_process())
-        self.updates = Updates(round_.student, round_.objective, self.state, batches, config, dropout=round_.dropout)
+        self.updates = Updates(
+            round_.student,
+            round_.objective,
+            self.state,
+            batches,
+            config,
+            dropout=round_.dropout,
+            on_host=_state_on_host(round_),
+        )
         self.started = time.perf_counter() - self.state.seconds
         run.progress.update(round_.index, round_.label, self.state.update, None)
 
@@ -118,13 +129,14 @@ class _RoundInProgress:
         generators = torch.random.fork_rng(devices=[self.batches.device] if self.batches.device.type == "cuda" else [])
         with contextlib.closing(self.updates), StopRequest() as stop, bar, generators:
             while state.update < round_.updates:
-                if stop.pending():
+                between = state.update % round_.updates_per_iteration == 0
+                if between and stop.pending():
                     self.stop()
                 rate = learning_rate(config, state.update, round_.updates)
                 self.updates(rate)
                 bar.update()
                 last = state.update == round_.updates
-                saving = state.update % config.checkpointing_steps == 0 and not last
+                saving = _ends_iteration_after(config.checkpointing_steps, round_, state.update) and not last
                 logging = state.update % config.logging_steps == 0 or last
                 if saving or logging:
                     loss = _checked_loss(round_, config, state)
@@ -178,6 +190,18 @@ class _RoundInProgress:
         if is_main_process():
             print(message, flush=True)
         raise RunInterrupted(message)
+
+
+def _ends_iteration_after(interval: int, round_: Round, update: int) -> bool:
+    """Whether an iteration ends here within which (or at whose end) a multiple of `interval` updates was reached."""
+    length = round_.updates_per_iteration
+    return update % length == 0 and update % interval < length
+
+
+def _state_on_host(round_: Round) -> str | None:
+    if round_.updates_per_iteration == 1:
+        return None
+    return f"the objective goes through {round_.updates_per_iteration} updates with one batch, led by the host"
 
 
 def _checked_loss(round_: Round, config: LoopConfig, state: RoundState) -> LossSummary:

@@ -15,12 +15,14 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning_rate(config: LoopConfig, update: int, total: int) -> float:
-    """The rate of update number `update` (from 0) of a round of `total`: warm-up, then constant or linear to 0."""
+    """The rate of update number `update` (from 0) of a round of `total`: warm-up, then as `lr_scheduler` says."""
     rate = config.learning_rate
     if update < config.lr_warmup_steps:
         return rate * (update + 1) / config.lr_warmup_steps
     if config.lr_scheduler == "linear":
         return rate * (total - update) / max(1, total - config.lr_warmup_steps)
+    if config.lr_scheduler == "piecewise_constant" and 2 * update >= total:
+        return rate / 10
     return rate
 
 

@@ -38,7 +38,17 @@ def round_table(records: list[dict[str, Any]]) -> Table:
                 row["updates"] = str(record["updates"])
                 value, error = record["conversion_distance"], record["conversion_distance_error"]
                 row["converted to teacher, at equal steps"] = f"{value:.4f} ± {error:.4f} ({record['sampling_steps']})"
-            if "steps" in record:
+            if "guidance_distance" in record:
+                row["updates"] = str(record["updates"])
+                value, error = record["guidance_distance"], record["guidance_distance_error"]
+                row["guided to teacher, at equal steps"] = f"{value:.4f} ± {error:.4f} ({record['sampling_steps']})"
+            if "teacher_calls" in record:
+                row["updates"] = str(record["updates"])
+                for who in ("student", "teacher"):
+                    value, error = record[f"{who}_distance"], record[f"{who}_distance_error"]
+                    name = f"{who} in {record['steps']} to teacher in {record['teacher_calls']} calls"
+                    row[name] = f"{value:.4f} ± {error:.4f}"
+            elif "steps" in record:
                 row["updates"] = str(record["updates"])
                 substeps = record["teacher_steps"] // record["steps"]
                 for who in ("student", "teacher"):

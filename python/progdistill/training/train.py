@@ -27,6 +27,7 @@ from progdistill.sampling import generate
 from progdistill.training.batches import Batch, BatchSource
 from progdistill.training.config import TrainConfig
 from progdistill.training.device import choose_device
+from progdistill.training.guidance import with_dropped_labels
 from progdistill.training.keep import is_kept, keep, recall
 from progdistill.training.loop import Loss, Round, run_round
 from progdistill.training.progress import Plan
@@ -46,12 +47,14 @@ class DenoisingObjective:
         self.min_snr_gamma = config.min_snr_gamma
         self.loss_type = config.loss_type
         self.huber_c = config.huber_c
+        self.label_dropout = config.label_dropout
 
     def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss:
         phi = student.schedule.angle(uniform(batch.seeds, batch.update, Stream.TIME))
         noise = normal(batch.seeds, batch.update, Stream.NOISE, batch.x.shape[1:])
         z = diffuse(batch.x, noise, phi)
-        pred = student.raw(z, phi, batch.cond)
+        cond = with_dropped_labels(batch, student.unconditional_label, self.label_dropout)
+        pred = student.raw(z, phi, cond)
         target, target_type = self._target(student.prediction_type, batch.x, noise, phi)
         loss, grad = prediction_loss_and_grad(
             pred,
@@ -163,11 +166,12 @@ def _grid(images: Tensor, labels: Tensor | None) -> Image.Image:
 
 def _new_denoiser(network: nn.Module | UNetConfig | str, dataset: ImageDataset, config: TrainConfig) -> Denoiser:
     prediction_type = canonical_prediction_type(config.prediction_type)
-    num_classes = None
+    num_classes, unconditional_label = None, None
     if config.class_conditional:
         if dataset.num_classes is None:
             raise ValueError(f"class_conditional was asked for, but {dataset.name} has no labels")
         num_classes = dataset.num_classes
+        unconditional_label = num_classes if config.label_dropout else None
     if not isinstance(network, nn.Module):
         shape = dataset.shape
         unet = dataclasses.replace(
@@ -175,7 +179,7 @@ def _new_denoiser(network: nn.Module | UNetConfig | str, dataset: ImageDataset, 
             sample_size=shape[1] if shape[1] == shape[2] else shape[1:],
             in_channels=shape[0],
             out_channels=heads(prediction_type) * shape[0],
-            num_class_embeds=num_classes,
+            num_class_embeds=num_classes if unconditional_label is None else num_classes + 1,
         )
         network = UNet(unet)
     return Denoiser(
@@ -184,6 +188,7 @@ def _new_denoiser(network: nn.Module | UNetConfig | str, dataset: ImageDataset, 
         schedule=CosineSchedule(config.logsnr_min, config.logsnr_max),
         prediction_type=prediction_type,
         num_classes=num_classes,
+        unconditional_label=unconditional_label,
     )
 
 

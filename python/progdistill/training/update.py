@@ -9,7 +9,7 @@ import torch
 from progdistill.core import Denoiser
 from progdistill.core.processes import process_count
 from progdistill.core.random import Stream, integers
-from progdistill.training.batches import BatchInputs, BatchSource, Microbatch
+from progdistill.training.batches import Batches, BatchInputs, Microbatch
 from progdistill.training.config import LoopConfig
 from progdistill.training.optimizer import set_learning_rate
 from progdistill.training.precision import convolution_settings
@@ -33,6 +33,7 @@ class Updates:
         student: what is trained, around the network of `state`.
         objective: the recipe's.
         dropout: whether the network draws from torch's generator.
+        on_host: None, or what the objective does on the host, so that no graph can hold it.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Updates:
         student: Denoiser,
         objective: Objective,
         state: RoundState,
-        batches: BatchSource,
+        batches: Batches,
         config: LoopConfig,
         *,
         dropout: bool,
+        on_host: str | None = None,
     ) -> None:
         self.state = state
         self._student = student.with_network(replicated(state.compute, batches.device))
@@ -53,7 +55,7 @@ class Updates:
         self._dropout = dropout
         self._inputs: BatchInputs | None = None
         forget = state.optimizer.zero_grad
-        self._run = UpdateGraph(self._microbatch, forget, state.network, batches.device, config.cuda_graph)
+        self._run = UpdateGraph(self._microbatch, forget, state.network, batches.device, config.cuda_graph, on_host)
         forget()
 
     def __call__(self, rate: float) -> None:

@@ -30,6 +30,7 @@ class UpdateGraph:
         network: what is trained.
         device: where.
         mode: "auto", "require" (True is the same) or False, as a run's `cuda_graph`.
+        on_host: None, or why `run` does look at something on the host.
 
     Raises:
         ValueError: "require" where no graph can be.
@@ -42,11 +43,12 @@ class UpdateGraph:
         network: nn.Module,
         device: torch.device,
         mode: GraphMode,
+        on_host: str | None = None,
     ) -> None:
         self._run = run
         self._forget = forget
         self._required = mode in ("require", True)
-        obstacle = _obstacle(network, device, self._required)
+        obstacle = _obstacle(network, device, self._required) or on_host
         if obstacle is not None and self._required:
             raise ValueError(f"cuda_graph is {mode!r}, but {obstacle}; use 'auto'")
         if obstacle is not None and mode == "auto" and device.type == "cuda":

@@ -1,0 +1,83 @@
+"""The settings of a trajectory fine-tuning (SFD)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from progdistill.sampling.solvers import SOLVERS
+from progdistill.training.config import LoopConfig, RunConfig
+
+GRIDS = ("auto", "trailing", "polynomial", "logsnr")
+
+
+@dataclasses.dataclass(kw_only=True)
+class PathConfig(RunConfig):
+    """Which trajectory of which teacher a student is to follow."""
+
+    teacher: str = ""
+    """The teacher's folder, or its id on the Hugging Face hub, perhaps with @REVISION."""
+    steps: int = 4
+    """The student's network calls an image (the paper's NFE)."""
+    iterations: int = 1560
+    """Batches of noise; each is taken through all steps, with an update for every one (the paper: 200,000 noises)."""
+    analytic_first_step: bool = True
+    """One more step, before the others, that calls no network: there eps is taken to be the noise itself (AFS)."""
+    grid: Literal["auto", "trailing", "polynomial", "logsnr"] = "auto"
+    """Where the steps are: trailing (equal times of the schedule, to 0), polynomial or logsnr (from sigma_max to
+    sigma_min); auto: polynomial on EDM's schedules, else trailing."""
+    sigma_min: float = 0.006
+    """Where polynomial and logsnr grids end, as sigma / alpha."""
+    sigma_max: float = 80.0
+    """Where they begin."""
+    rho: float = 7.0
+    """Exponent of polynomial grids."""
+    teacher_solver: str = "dpmpp_3m"
+    """The teacher's solver: ddim, dpmpp_2m, dpmpp_3m, heun, ipndm, unipc_3 ..."""
+    teacher_substeps: int = 4
+    """The teacher's steps inside a student's step (the paper's K)."""
+    teacher_thresholding: bool = False
+    """Dynamic thresholding of the teacher's x, as the authors' code has it; for pixels only."""
+    validation_images: int = 64
+    """Images of fixed noise that student and teacher are compared on."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrajectoryConfig(LoopConfig, PathConfig):
+    """Fine-tune a teacher for few steps along its own trajectory (SFD, Zhou et al. 2024); needs no data."""
+
+    # The released settings, but for the loss, whose mean over an image's elements is theirs divided by their number:
+    # to AdamW without clipping and weight decay that is the same.
+    learning_rate: float = 5e-5
+    lr_scheduler: Literal["constant", "linear", "piecewise_constant"] = "piecewise_constant"
+    max_grad_norm: float = 0.0
+    ema_decay: float = 0.0
+    weighting: str = "constant"
+    loss_type: str = "l1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "iterations", "teacher_substeps", "validation_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use a positive whole number")
+        if self.grid not in GRIDS:
+            raise ValueError(f"unknown grid {self.grid!r}; use one of {', '.join(GRIDS)}")
+        if self.teacher_solver not in SOLVERS:
+            raise ValueError(f"teacher_solver is {self.teacher_solver!r}; use one of {', '.join(SOLVERS)}")
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min is {self.sigma_min}, sigma_max {self.sigma_max}; 0 < sigma_min < sigma_max")
+        if self.weighting != "constant" or self.random_flip:
+            raise ValueError(
+                f"weighting is {self.weighting!r}, random_flip {self.random_flip}; states are compared as they are, "
+                "and there are no images: leave both out"
+            )
+
+    @property
+    def plan_steps(self) -> int:
+        """The student's steps, with the one that calls no network."""
+        return self.steps + int(self.analytic_first_step)
+
+    @property
+    def updates(self) -> int:
+        """Updates in all."""
+        return self.iterations * self.steps
