@@ -95,7 +95,7 @@ def _directions(prediction_type: str, phi: Tensor) -> tuple[Tensor, ...]:
 
 
 def _of_edm(network: EDMPreconditioned, unet: UNet, wanted: str, phi: Tensor) -> Beginning:
-    """F(z / r; log(sigma) / 4), of unit size and uncorrelated with z: v = ... z - (s / r) F, x = cos(phi) z - sin(phi) v."""
+    """F(z / r; log(sigma) / 4) has unit size and no correlation with z: v = ... z - (s / r) F, x = cos z - sin v."""
     s, low, high = network.sigma_data, math.log(network.sigma_min) / 4, math.log(network.sigma_max) / 4
     sin, cos = torch.sin(phi), torch.cos(phi)
     r = torch.sqrt(sin**2 + s**2 * cos**2)
