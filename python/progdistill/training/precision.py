@@ -9,9 +9,9 @@ import torch
 
 from progdistill.training.config import LoopConfig
 
-# Up to this many steps of the student, rounds in bfloat16 did no harm: there x2 - x1, what the student is told to learn,
-# is wrong by a fifth, at 64 student steps by three fifths (benchmarks/precision.py on a digits teacher, docs/perf-log.md;
-# a network of CIFAR size has not been measured).
+# Up to this many steps of the student, rounds in bfloat16 did no harm: x2 - x1, what the student is told to learn, is
+# wrong by a fifth there, by three fifths at 64 (benchmarks/precision.py on a digits teacher, see docs/perf-log.md; no
+# network of CIFAR size has been measured).
 BFLOAT16_STUDENT_STEPS = 16
 
 
