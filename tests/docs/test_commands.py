@@ -27,6 +27,7 @@ SMALL = {
     "--train-batch-size": "4",
     "--updates-per-round": "1",
     "--updates": "1",
+    "--iterations": "4",
     "--guidance-updates": "1",
     "--validation-images": "2",
     "--num-images": "8",
@@ -36,6 +37,7 @@ ALWAYS = {
     "train": ("--network", "--max-train-steps", "--train-batch-size"),
     "convert": ("--train-batch-size", "--updates", "--validation-images"),
     "distill": ("--train-batch-size", "--updates-per-round", "--validation-images"),
+    "sfd": ("--train-batch-size", "--iterations", "--validation-images"),
 }
 MOST_ROUNDS = 2
 

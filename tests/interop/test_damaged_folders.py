@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interop import models
+from progdistill.core import FlowMatchingSchedule, TimeMap
 from progdistill.interop import load, save
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -197,6 +198,30 @@ def test_wrong_fields_of_the_manifest(folder, changes, fragment):
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**manifest, **changes}))
     refused(folder, MANIFEST, fragment)
+
+
+@pytest.mark.parametrize(
+    "changes, fragment",
+    [
+        ({"time_map": {"scale": 1024}}, "'schedule' is missing"),
+        ({"time_map": {"schedule": {"kind": "cosine"}, "scale": "much"}}, "own_time"),
+        ({"time_map": None}, "own_time"),
+        ({"num_train_timesteps": -1}, "num_train_timesteps"),
+    ],
+)
+def test_wrong_times_behind_a_table(tmp_path, changes, fragment):
+    times = TimeMap(FlowMatchingSchedule(), scale=1.0, offset=0.0)
+    folder = save(models.denoiser(time_map=times), tmp_path / "model")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    own_time = {**manifest["own_time"], **changes}
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "own_time": own_time}))
+    refused(folder, MANIFEST, fragment)
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "own_time": 3}))
+    refused(folder, MANIFEST, "own_time")
+    plain = save(models.denoiser(), tmp_path / "plain")
+    of_another = json.loads((plain / MANIFEST).read_text())
+    (plain / MANIFEST).write_text(json.dumps({**of_another, "own_time": manifest["own_time"]}))
+    refused(plain, MANIFEST, "time_embedding_type is 'positional'")
 
 
 def test_missing_fields_of_the_manifest(folder):

@@ -1,6 +1,7 @@
 """Models as folders that plain diffusers opens: saving, loading, and taking over what others saved."""
 
 from progdistill.interop.baking import baked_guidance
+from progdistill.interop.diffusers_verdict import diffusers_verdict
 from progdistill.interop.export_diffusers import ExportedFolder, export_diffusers
 from progdistill.interop.guided_diffusion import load_guided_diffusion
 from progdistill.interop.load import load
@@ -10,6 +11,7 @@ from progdistill.interop.save import save
 __all__ = [
     "ExportedFolder",
     "baked_guidance",
+    "diffusers_verdict",
     "export_diffusers",
     "load",
     "load_guided_diffusion",

@@ -25,12 +25,16 @@ FITTED = ("sample_shape", "prediction_type", "num_classes", "unconditional_label
 
 
 def manifest_of(
-    denoiser: Denoiser, students: Mapping[int, str | os.PathLike[str]] | None, obstacle: str | None
+    denoiser: Denoiser,
+    students: Mapping[int, str | os.PathLike[str]] | None,
+    obstacle: str | None,
+    own_time: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of progdistill.json.
 
     `students`: the folder of the student for each other step count, relative to the model's; `obstacle`: why plain
-    diffusers cannot load the model. Raises ValueError for step counts below 1 and absolute paths.
+    diffusers cannot load the model; `own_time`: what its network is told about time where a table of times is stored
+    instead. Raises ValueError for step counts below 1 and absolute paths.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -47,11 +51,12 @@ def manifest_of(
         **({"sampling_plans": _described(denoiser.sampling_plans)} if denoiser.sampling_plans else {}),
         "provenance": denoiser.provenance,
         "diffusers": {"loadable": obstacle is None, "reason": obstacle},
+        **({} if own_time is None else {"own_time": own_time}),
     }
 
 
-def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
-    """(what `Denoiser` takes beside the network, the students' relative folders by step count).
+def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[int, str], dict[str, Any] | None]:
+    """(what `Denoiser` takes beside the network, the students' relative folders by step count, "own_time" or None).
 
     Raises ValueError, naming the file, for a format of the future and for missing or impossible fields.
     """
@@ -81,7 +86,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
             "provenance": dict(values["provenance"]),
         }
         students = {int(steps): _relative(int(steps), path) for steps, path in values["students"].items()}
-    return description, students
+    return description, students, values.get("own_time")
 
 
 def image_size(sample_shape: tuple[int, ...]) -> int | tuple[int, ...]:

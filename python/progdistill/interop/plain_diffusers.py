@@ -16,6 +16,8 @@ def diffusers_obstacle(denoiser: Denoiser, config: UNetConfig) -> str | None:
     diffusers knows one output head, its own time input (the level's number) and a fixed list of levels.
     """
     count = level_count(denoiser)
+    if denoiser.step_conditioned:
+        return "its network is told the number of steps, which diffusers does not know of"
     if denoiser.sampling_plans:
         return (
             "it was fine-tuned for steps of its own, which are not those of its schedule or begin with one that calls "
@@ -39,8 +41,8 @@ def diffusers_obstacle(denoiser: Denoiser, config: UNetConfig) -> str | None:
         )
     if not _passes_level_numbers(denoiser, count):
         return (
-            f"the network's time input is not {count} t - 1 on the model's own schedule, which diffusers passes; "
-            "`progdistill export --format diffusers` writes what it is into a table"
+            f"the network's time input is not {count} t - 1 on the model's own schedule, which diffusers passes, and "
+            "its own table of times has no rows for these levels"
         )
     if denoiser.prediction_type == "epsilon" and starts_at_zero_snr(denoiser):
         return "an epsilon prediction says nothing at SNR 0, where the schedule starts; use v_prediction"

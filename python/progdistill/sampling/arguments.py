@@ -20,10 +20,10 @@ def student_for(model: Denoiser, steps: int) -> Denoiser:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps!r}; use a positive whole number")
     if model.valid_steps is None or steps in model.valid_steps:
-        return model
+        return model.for_steps(steps)
     if steps in model.students:
         student = model.students[steps]()
-        return student.to(model.device)
+        return student.to(model.device).for_steps(steps)
     known = sorted({*model.valid_steps, *model.students})
     raise ValueError(
         f"this student was distilled for {_listed(model.valid_steps)} steps, not {steps}: elsewhere its predictions "

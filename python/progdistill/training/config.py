@@ -83,12 +83,11 @@ class LoopConfig(RunConfig):
     random_flip: bool = False
     """Mirror each image with probability 1/2."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """Precision of the networks; auto: float32 on the CPU; on a GPU bf16, but float32 (TF32 convolutions) in rounds
-    whose steps are too small for bf16. Losses, weights and their averages stay float32."""
+    """Precision of the networks; auto: bf16 on a GPU in rounds whose steps are large enough, else float32."""
     compile: bool = False
     """Compile the networks with torch.compile; worth it for networks of your own on a GPU."""
     cuda_graph: Literal["auto", "require"] | bool = "auto"
-    """Updates as CUDA graphs: auto (on one GPU, where they can be captured), require (else an error) or no."""
+    """Updates as CUDA graphs: auto (on one GPU, where they can be captured), require (else an error) or False."""
     device: str | None = None
     """cpu or cuda; default: cuda if there is one."""
     seed: int = 0

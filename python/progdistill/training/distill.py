@@ -233,6 +233,8 @@ def _distill_round(
         "weighting": config.weighting,
         "loss_type": config.loss_type,
         "data": batches.dataset.name,
+        "data_source": config.data or None,
+        "data_options": config.reading_options(),
         "teacher": teacher.provenance,
         **comparison,
     }
