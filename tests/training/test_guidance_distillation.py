@@ -14,7 +14,7 @@ import tiny_models
 from progdistill.core import Condition, CosineSchedule
 from progdistill.core.random import Stream, uniform
 from progdistill.ops import diffuse_seeded
-from progdistill.training import DistillConfig, distill, train, update_graph
+from progdistill.training import DistillConfig, convert, distill, train, update_graph
 from progdistill.training.batches import Batch
 from progdistill.training.config import fingerprint
 from progdistill.training.conversion_objective import ConversionObjective
@@ -196,6 +196,17 @@ def test_an_epsilon_teacher_is_converted_and_can_still_be_guided(tmp_path):
     assert student.guidance_range == RANGE and student.students[2]().guidance_range == RANGE
 
 
+def test_a_two_headed_student_that_takes_a_scale_is_converted_at_scales_of_its_range(tmp_path):
+    student = with_scales(guidable("sample_epsilon"))
+    data = list(zip(torch.from_numpy(tiny.IMAGES) / 127.5 - 1, np.arange(24) % 2, strict=True))
+    seen = []
+    student.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[3]))
+    converted = convert(student, data=data, output_dir=str(tmp_path), updates=2, **QUICK)
+    assert converted.guidance_range == RANGE and converted.prediction_type == "v_prediction"
+    assert seen[0].std() > 0.3 and seen[0].min() >= 0 and seen[0].max() <= 3
+    progdistill.sample(progdistill.load(tmp_path), 2, class_labels=1, guidance_scale=4.0)
+
+
 def test_without_a_range_students_are_unguided(tmp_path, capsys):
     student = quick_distill(guidable(), tmp_path, guidance_range=None, guidance_updates=None)
     assert "its students will be unguided" in capsys.readouterr().out
@@ -211,7 +222,7 @@ def test_graphs_do_guided_rounds_with_the_bits_of_eager_updates(tmp_path, monkey
     monkeypatch.setattr(update_graph, "_obstacle", lambda *_: None)
     teacher = guidable("epsilon", schedule=CosineSchedule(-10, 9))
     settings = {"rounds": 1, "conversion_updates": 3, "guidance_updates": 3, "updates_per_round": 3}
-    settings |= {"zero_snr": "finetune", "mixed_precision": "bf16"}
+    settings |= {"zero_snr": "finetune", "mixed_precision": "bf16", "next_teacher": "raw"}
     eager = quick_distill(teacher, tmp_path / "eager", cuda_graph=False, **settings)
     assert not recorded
     graphs = quick_distill(teacher, tmp_path / "graphs", **settings)
