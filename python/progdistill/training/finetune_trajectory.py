@@ -92,7 +92,7 @@ class _Task:
         self.paths = {steps: followed_path(teacher, steps, config) for steps in config.steps}
         plans = {steps: path.plan for steps, path in self.paths.items()}
         _check_start(teacher, plans[config.steps[0]].phis[0])
-        self.student = few_step_student(teacher, plans)
+        self.student = few_step_student(teacher, plans, config.seed)
         self.label = f"{', '.join(map(str, config.steps))} steps"
 
     def trained(self, run: RunFolder) -> Denoiser:
