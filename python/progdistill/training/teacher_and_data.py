@@ -19,7 +19,10 @@ def opened_teacher(teacher: Denoiser | str) -> Denoiser:
     if isinstance(teacher, Denoiser):
         return teacher
     if not teacher:
-        raise ValueError("teacher is missing; pass a model or the folder of one (progdistill train makes one)")
+        raise ValueError(
+            "teacher is missing; name a folder of ours or of diffusers, or a model on the Hugging Face hub "
+            "(--teacher), or pass a Denoiser in Python"
+        )
     return load(teacher)
 
 
@@ -57,6 +60,6 @@ def _data_source(data: Any, config: DataConfig, teacher: Denoiser) -> tuple[Any,
             return facts["data_source"], {**(facts.get("data_options") or {}), **config.reading_options()}
         facts = facts.get("teacher")
     raise ValueError(
-        "the teacher's folder does not record a data set; name one with data=... (a folder, .zip, .npz, .parquet or "
-        "a torch Dataset); distillation needs images like those that the teacher was trained on"
+        "the teacher's folder does not record a data set; name one with --data, or data=... in Python (a folder, .zip, "
+        ".npz, .parquet or a torch Dataset); distillation needs images like those that the teacher was trained on"
     )
