@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Inductor names a kernel by its kind and by the operations that it fused.
 _INDUCTOR = re.compile(r"triton_(poi|red|per|tem|for|mm)_fused_(.*?)(_\d+)?$")
-_NORMALISATION = r"group_?norm|GroupNorm|layer_?norm|RowwiseMoments|Compute(Fused|Internal|Backward)|GammaBeta|Welford"
+_NORMALISATION = (
+    r"group_?norm|group_moments|GroupNorm|layer_?norm|RowwiseMoments|Compute(Fused|Internal|Backward)|GammaBeta|Welford"
+)
 _CLONES = r"(_?(clone|view|_unsafe_view|permute|transpose|t|slice|expand|unsqueeze|squeeze|reshape))+"
 
 # The first that is found in a name decides. Of PyTorch's element-wise kernels that copy, contiguous ones are

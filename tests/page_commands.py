@@ -19,6 +19,8 @@ SMALL = {
     "--train-batch-size": "4",
     "--updates-per-round": "1",
     "--updates": "1",
+    "--iterations": "4",
+    "--guidance-updates": "1",
     "--validation-images": "2",
     "--num-images": "8",
     "--nproc_per_node": "2",
@@ -27,6 +29,7 @@ ALWAYS = {
     "train": ("--network", "--max-train-steps", "--train-batch-size"),
     "convert": ("--train-batch-size", "--updates", "--validation-images"),
     "distill": ("--train-batch-size", "--updates-per-round", "--validation-images"),
+    "sfd": ("--train-batch-size", "--iterations", "--validation-images"),
 }
 MOST_ROUNDS = 2
 

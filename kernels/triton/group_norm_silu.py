@@ -167,7 +167,7 @@ def _statistics(
 ):
     x_channels, skip_channels = x_units * UNIT, skip_units * UNIT
     channels = x_channels + skip_channels
-    sample, chunk, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS)
+    sample, chunk, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS, False)
     inside = (p < pixels)[:, None] & (c < channels)[None, :]
     u = load_sources(sources, shift_stride, sample, p, c, inside, pixels, x_channels, skip_channels)
     count = tl.minimum(pixels - chunk * PIXELS, PIXELS).to(tl.float32)
@@ -235,7 +235,7 @@ def _normalise(
 ):
     x_channels, skip_channels = x_units * UNIT, skip_units * UNIT
     channels = x_channels + skip_channels
-    sample, _, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS)
+    sample, _, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS, True)
     exists = c < channels
     inside = (p < pixels)[:, None] & exists[None, :]
     u = load_sources(sources, shift_stride, sample, p, c, inside, pixels, x_channels, skip_channels)

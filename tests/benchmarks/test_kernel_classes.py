@@ -34,7 +34,7 @@ LAMBDA = "at::native::(anonymous namespace)"
         (f"void at::native::{LAMBDA}::ComputeInternalGradientsCUDAKernel<float>(long, ...)", "normalisation"),
         ("triton_red_fused__to_copy_native_group_norm_silu_4", "normalisation"),
         ("triton_poi_fused_native_group_norm_native_group_norm_backward_silu_17", "normalisation"),
-        ("void progdistill::cuda::(anonymous namespace)::group_norm_apply_kernel<__nv_bfloat16>(...)", "normalisation"),
+        ("void progdistill::cuda::(anonymous namespace)::group_moments_kernel<__nv_bfloat16>(...)", "normalisation"),
         ("void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16, __nv_bfloat16, float, false, true>(...)", "layout copies"),
         ("void cudnn::engines_precompiled::nhwcToNchwKernel<__half, float>(...)", "layout copies"),
         (

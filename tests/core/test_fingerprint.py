@@ -8,6 +8,7 @@ from torch import nn
 
 from progdistill.core import CosineSchedule, Denoiser, TimeMap
 from progdistill.core.fingerprint import model_fingerprint
+from progdistill.core.sampling_plan import SamplingPlan
 
 
 class Network(nn.Module):
@@ -41,6 +42,7 @@ DIFFERENT = {
     "classes": lambda: MODEL.with_network(MODEL.network, num_classes=3),
     "unconditional label": lambda: MODEL.with_network(MODEL.network, unconditional_label=3),
     "guidance scales": lambda: MODEL.with_network(MODEL.network, guidance_range=(1.0, 5.0)),
+    "sampling plans": lambda: MODEL.with_network(MODEL.network, sampling_plans={1: SamplingPlan((1.5, 0.0))}),
 }
 
 

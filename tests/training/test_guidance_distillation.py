@@ -14,13 +14,14 @@ import tiny_models
 from progdistill.core import Condition, CosineSchedule
 from progdistill.core.random import Stream, uniform
 from progdistill.ops import diffuse_seeded
-from progdistill.training import DistillConfig, distill
+from progdistill.training import DistillConfig, convert, distill, train, update_graph
 from progdistill.training.batches import Batch
 from progdistill.training.config import fingerprint
 from progdistill.training.conversion_objective import ConversionObjective
 from progdistill.training.distill import DistillationObjective
 from progdistill.training.guidance import GuidanceObjective, guided_student, with_drawn_guidance
 from progdistill.training.metrics_log import MetricsLog
+from recorded_graph import CpuRecorder
 
 QUICK = {"train_batch_size": 8, "progress": False, "device": "cpu", "logging_steps": 2, "checkpointing_steps": 3}
 QUICK |= {"validation_images": 4, "ema_decay": 0.9}
@@ -195,12 +196,79 @@ def test_an_epsilon_teacher_is_converted_and_can_still_be_guided(tmp_path):
     assert student.guidance_range == RANGE and student.students[2]().guidance_range == RANGE
 
 
+def test_a_two_headed_student_that_takes_a_scale_is_converted_at_scales_of_its_range(tmp_path):
+    student = with_scales(guidable("sample_epsilon"))
+    data = list(zip(torch.from_numpy(tiny.IMAGES) / 127.5 - 1, np.arange(24) % 2, strict=True))
+    seen = []
+    student.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[3]))
+    converted = convert(student, data=data, output_dir=str(tmp_path), updates=2, **QUICK)
+    assert converted.guidance_range == RANGE and converted.prediction_type == "v_prediction"
+    assert seen[0].std() > 0.3 and seen[0].min() >= 0 and seen[0].max() <= 3
+    progdistill.sample(progdistill.load(tmp_path), 2, class_labels=1, guidance_scale=4.0)
+
+
 def test_without_a_range_students_are_unguided(tmp_path, capsys):
     student = quick_distill(guidable(), tmp_path, guidance_range=None, guidance_updates=None)
     assert "its students will be unguided" in capsys.readouterr().out
     assert student.guidance_range is None and student.unconditional_label is None
     with pytest.raises(ValueError, match="cannot be guided"):
         progdistill.sample(student, 1, class_labels=0, guidance_scale=2.0)
+
+
+def test_graphs_do_guided_rounds_with_the_bits_of_eager_updates(tmp_path, monkeypatch):
+    """Label dropout, scales and conversion are functions of device memory: no look at a value by the host."""
+    recorded = []
+    monkeypatch.setattr(update_graph, "CudaRecorder", lambda device: recorded.append(device) or CpuRecorder(device))
+    monkeypatch.setattr(update_graph, "_obstacle", lambda *_: None)
+    teacher = guidable("epsilon", schedule=CosineSchedule(-10, 9))
+    settings = {"rounds": 1, "conversion_updates": 3, "guidance_updates": 3, "updates_per_round": 3}
+    settings |= {"zero_snr": "finetune", "mixed_precision": "bf16", "next_teacher": "raw"}
+    eager = quick_distill(teacher, tmp_path / "eager", cuda_graph=False, **settings)
+    assert not recorded
+    graphs = quick_distill(teacher, tmp_path / "graphs", **settings)
+    assert len(recorded) == 3 and torch.equal(weights(eager), weights(graphs))
+    assert lines(tmp_path / "eager") == lines(tmp_path / "graphs")
+
+
+def brightness(model, steps, scale):
+    """How far images of class 1 are above, and those of class 0 below, the middle, of a range of 1."""
+    labels = torch.arange(64) % 2
+    images = progdistill.sample(
+        model, steps, seed=range(64), class_labels=labels, guidance_scale=scale, output_type="pt"
+    )
+    return float(((2 * images - 1).mean((1, 2, 3)) * (2 * labels - 1)).mean())
+
+
+def test_from_label_dropout_to_a_student_that_is_guided_once(tmp_path):
+    """Dark and bright images that overlap: guidance drives them apart, by as much after two rounds as before."""
+    random = np.random.default_rng(0)
+    labels = np.arange(256) % 2
+    level = np.where(labels == 0, -0.3, 0.3) + 0.25 * random.standard_normal(256)
+    images = (level[:, None, None] + 0.03 * random.standard_normal((256, 8, 8))).clip(-1, 1)
+    np.savez(tmp_path / "data.npz", images=(images * 127.5 + 127.5).round().astype(np.uint8), labels=labels)
+    settings = {**QUICK, "train_batch_size": 32, "logging_steps": 100, "checkpointing_steps": 1000}
+    images = settings.pop("validation_images")
+    teacher = train(
+        str(tmp_path / "data.npz"),
+        str(tmp_path / "teacher"),
+        network=dataclasses.replace(tiny.NETWORK, block_out_channels=(16,)),
+        class_conditional=True,
+        label_dropout=0.2,
+        max_train_steps=300,
+        learning_rate=1e-2,
+        lr_warmup_steps=10,
+        lr_scheduler="linear",
+        **settings,
+    )
+    assert (teacher.num_classes, teacher.unconditional_label, teacher.network.config.num_class_embeds) == (2, 2, 3)
+    options = {"rounds": 2, "end_steps": 2, "guidance_range": RANGE, "guidance_updates": 250, "updates_per_round": 60}
+    options |= {"learning_rate": 5e-3, "validation_images": images}
+    student = distill(str(tmp_path / "teacher"), output_dir=str(tmp_path / "run"), **options, **settings)
+    told = {scale: brightness(teacher, 8, scale) for scale in (1.0, 2.0, 3.0)}
+    assert told[2.0] - told[1.0] > 0.12 and told[3.0] - told[2.0] > 0.08, "guidance does not matter"
+    for scale, expected in told.items():
+        assert abs(brightness(student.students[4](), 4, scale) - expected) < 0.07
+        assert abs(brightness(student, 2, scale) - expected) < 0.07
 
 
 def test_what_cannot_be_guided_is_refused_before_anything_is_written(tmp_path):

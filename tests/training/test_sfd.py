@@ -11,19 +11,21 @@ import literal
 import progdistill
 import tiny
 from analytic import MixtureDenoiser
+from interop import models
 from progdistill.cli.main import main
 from progdistill.core import CosineSchedule, Denoiser, EDMSchedule, SamplingPlan, TimeMap
 from progdistill.core.random import Stream
 from progdistill.nets.unet import UNet
 from progdistill.ops import normal
 from progdistill.sampling.ddim import ddim, follow_plan
-from progdistill.sampling.solvers import Thresholding, solve, solver_stages
+from progdistill.sampling.solvers import Solver, Thresholding, solve, solver_stages
 from progdistill.training import TrajectoryConfig, finetune_trajectory
 from progdistill.training.batches import Batch
+from progdistill.training.few_step_student import few_step_student
 from progdistill.training.metrics_log import MetricsLog
 from progdistill.training.noise_batches import NoiseBatches
 from progdistill.training.optimizer import learning_rate
-from progdistill.training.trajectory_grid import student_plan, teacher_angles
+from progdistill.training.trajectory_grid import FollowedPath, followed_path, student_plan, teacher_angles
 from progdistill.training.trajectory_objective import TrajectoryObjective
 
 SHAPE = (1, 3, 3)
@@ -52,8 +54,12 @@ class Affine(nn.Module):
 
 
 def own_grid(schedule, settings):
-    angles = teacher_angles(schedule, settings.plan_steps, settings)
-    return angles, student_plan(angles, settings)
+    angles = teacher_angles(schedule, settings.steps[0], settings)
+    return angles, student_plan(angles, settings.teacher_substeps, settings)
+
+
+def objective_of(teacher, plan, stages, thresholding=None, **options):
+    return TrajectoryObjective(teacher, [FollowedPath(plan, Solver(stages, thresholding))], **options)
 
 
 # The reference's values for rho 7 from 80 to 0.006, and the teacher's 13 nodes of N = 4, M = 3.
@@ -72,7 +78,7 @@ def test_the_grids_of_edm_are_the_published_ones_and_nested():
 def test_the_students_steps_are_those_of_a_grid_of_their_own(grid, schedule, substeps):
     settings = config(steps=3, grid=grid, teacher_substeps=substeps, analytic_first_step=False)
     angles, plan = own_grid(schedule, settings)
-    alone = teacher_angles(schedule, 3, config(steps=3, grid=grid, teacher_substeps=1))
+    alone = teacher_angles(schedule, 3, config(grid=grid, teacher_substeps=1, analytic_first_step=False))
     assert len(angles) == 3 * substeps + 1 and angles[::substeps].tolist() == list(plan.phis)
     torch.testing.assert_close(torch.tensor(plan.phis, dtype=torch.float64), alone, rtol=1e-12, atol=1e-15)
     assert (plan.phis[-1] == 0.0) == (grid == "trailing")
@@ -107,7 +113,7 @@ def test_each_update_is_the_literal_algorithms(prediction_type):
         time_map=TimeMap(schedule),
     )
     angles, plan = own_grid(schedule, settings)
-    objective = TrajectoryObjective(teacher, plan, solver_stages("ddim", angles, teacher))
+    objective = objective_of(teacher, plan, solver_stages("ddim", angles, teacher))
     seeds = torch.arange(5)
     z = normal(seeds, 0, Stream.LATENT, SHAPE).double()
     weights = [student.network.scale.detach().double() + 0.01 * n for n in range(3)]
@@ -134,7 +140,7 @@ def test_each_update_is_the_literal_algorithms(prediction_type):
         torch.testing.assert_close(got.loss.double(), (cos * error).abs().flatten(1).mean(1), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(got.grad, (error.sign() / error.numel()).float())
         assert got.phi.tolist() == [plan.phis[update + 1]] * 5
-    assert not objective._paths
+    assert not objective._begun
 
 
 def test_the_gradient_goes_through_one_step_only():
@@ -142,10 +148,10 @@ def test_the_gradient_goes_through_one_step_only():
     teacher = MixtureDenoiser([-0.6, 0.5], [0.2, 0.3], sample_shape=SHAPE)
     student = Denoiser(Affine(), sample_shape=SHAPE)
     angles, plan = own_grid(schedule, config(steps=2))
-    objective = TrajectoryObjective(teacher, plan, solver_stages("dpmpp_3m", angles, teacher))
+    objective = objective_of(teacher, plan, solver_stages("dpmpp_3m", angles, teacher))
     seeds, network = torch.arange(6), student.network
     objective(student, Batch(None, seeds, 0, None), 1 / 6)
-    start = objective._paths[0].z.clone()
+    start = objective._begun[0].z.clone()
     assert not start.requires_grad
     got = objective(student, Batch(None, seeds, 1, None), 1 / 6)
     got.pred.backward(got.grad)
@@ -164,7 +170,7 @@ def test_losses_and_their_gradients(loss_type):
     teacher = MixtureDenoiser([-0.6, 0.5], [0.2, 0.3], sample_shape=SHAPE)
     angles, plan = own_grid(teacher.schedule, config(steps=2))
     stages = solver_stages("dpmpp_2m", angles, teacher)
-    objective = TrajectoryObjective(teacher, plan, stages, loss_type=loss_type, huber_c=0.05)
+    objective = objective_of(teacher, plan, stages, loss_type=loss_type, huber_c=0.05)
     student, seeds = Denoiser(Affine(), sample_shape=SHAPE), torch.arange(4)
     got = objective(student, Batch(None, seeds, 0, None), 0.25)
     states = {}
@@ -186,7 +192,7 @@ def test_a_thresholding_teacher_is_followed():
     teacher = MixtureDenoiser([-1.6, 1.5], [0.2, 0.3], sample_shape=SHAPE)
     angles, plan = own_grid(teacher.schedule, config(steps=1))
     stages, seeds = solver_stages("dpmpp_3m", angles, teacher), torch.arange(4)
-    bounded = TrajectoryObjective(teacher, plan, stages, thresholding=Thresholding())
+    bounded = objective_of(teacher, plan, stages, thresholding=Thresholding())
     student = Denoiser(Affine(), sample_shape=SHAPE)
     got = bounded(student, Batch(None, seeds, 0, None), 1.0)
     target = solve(teacher, normal(seeds, 0, Stream.LATENT, SHAPE), stages, thresholding=Thresholding())
@@ -213,7 +219,7 @@ def test_plans_that_are_none(phis):
 
 def test_batches_stay_for_an_iteration_and_classes_are_uniform():
     settings = config(steps=3, train_batch_size=64, gradient_accumulation_steps=2)
-    batches = NoiseBatches(settings, 0, torch.device("cpu"), updates_per_iteration=3, num_classes=4)
+    batches = NoiseBatches(settings, 0, torch.device("cpu"), iterations=(3,), num_classes=4)
     drawn = [list(batches.microbatches(update)) for update in range(6)]
     seeds = [torch.cat([part.seeds for part in parts]).tolist() for parts in drawn]
     assert seeds[0] == seeds[1] == seeds[2] and seeds[3] == seeds[4] == seeds[5]
@@ -228,11 +234,11 @@ def test_batches_stay_for_an_iteration_and_classes_are_uniform():
 def test_the_learning_rate_falls_at_half():
     settings = config(learning_rate=1.0)
     assert [learning_rate(settings, update, 5) for update in range(5)] == [1.0, 1.0, 1.0, 0.1, 0.1]
+    assert [learning_rate(settings, update, 4) for update in range(4)] == [1.0, 1.0, 0.1, 0.1]
 
 
 def unet(**description):
-    torch.manual_seed(0)
-    return Denoiser(UNet(tiny.NETWORK), sample_shape=(1, 8, 8), **description)
+    return Denoiser(models.randomise(UNet(tiny.NETWORK)), sample_shape=(1, 8, 8), **description)
 
 
 def quick(teacher, folder, **settings):
@@ -249,7 +255,9 @@ def lines(folder):
     return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2, "ema_decay": 0.9}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_accumulation_steps": 2, "ema_decay": 0.9}, {"steps": (1, 2), "iterations": 8}]
+)
 @pytest.mark.parametrize("writes", [2, 4])
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, settings, writes):
     """Checkpoints are asked for after 4 and 8 updates, and made after 6 and 9: where iterations of 3 end."""
@@ -334,6 +342,104 @@ def test_class_conditional_students_can_be_guided_if_their_teacher_can(tmp_path)
     assert images.shape == (2, 1, 8, 8)
 
 
+def test_the_second_stage_follows_a_students_own_steps(tmp_path):
+    """5 calls in 6 steps (N = 7) to 1 in 2: every third of the angles, and the student's own samples as targets."""
+    first = quick(unet(schedule=EDMSchedule()), tmp_path / "first", steps=5, iterations=1)
+    second = quick(first, tmp_path / "second", steps=1, iterations=60, learning_rate=3e-3)
+    phis = first.sampling_plans[5].phis
+    assert second.sampling_plans == {1: SamplingPlan(phis[::3], analytic_first_step=True)}
+    assert sigmas(second.sampling_plans[1].phis).tolist() == pytest.approx([80, 3.1071, 0.006], rel=1e-4)
+    target, own = (progdistill.sample(m, n, batch_size=32, output_type="pt") for m, n in ((first, 5), (second, 1)))
+    before = progdistill.sample(
+        first.with_network(first.network, valid_steps=(1,), sampling_plans=second.sampling_plans),
+        1,
+        batch_size=32,
+        output_type="pt",
+    )
+    assert (own - target).square().mean() < 0.8 * (before - target).square().mean()
+
+
+def test_iterations_of_several_step_counts_take_turns():
+    settings = config(steps=(1, 3), train_batch_size=4)
+    batches = NoiseBatches(settings, 0, torch.device("cpu"), iterations=settings.steps, num_classes=None)
+    seeds = [tuple(next(iter(batches.microbatches(update))).seeds.tolist()) for update in range(8)]
+    assert seeds[0] == seeds[1] == seeds[2] and seeds[4] == seeds[5] == seeds[6]
+    assert len({seeds[0], seeds[3], seeds[4], seeds[7]}) == 4
+    assert settings.steps == (3, 1) and config(steps=(1, 3), iterations=6).updates == 12
+
+
+class Told(nn.Module):
+    """Says how many steps it was told of."""
+
+    def forward(self, z, time, labels, guidance, step_count):
+        assert labels is None and guidance is None
+        return torch.full_like(z, step_count / 10)
+
+
+def test_a_network_for_several_step_counts_is_told_which():
+    teacher = MixtureDenoiser([-0.6, 0.5], [0.2, 0.3], sample_shape=SHAPE)
+    settings = config(steps=(1, 3))
+    objective = TrajectoryObjective(teacher, [followed_path(teacher, steps, settings) for steps in settings.steps])
+    student = Denoiser(Told(), sample_shape=SHAPE, step_conditioned=True)
+    seeds = torch.arange(4)
+    z = normal(seeds, 0, Stream.LATENT, SHAPE)
+    for update, told in enumerate([3, 3, 3, 1]):
+        plan = followed_path(teacher, told, settings).plan
+        if update in (0, 3):
+            state = plan.first_factor * z
+        number = update % 3
+        got = objective(student, Batch(None, seeds, update, None), 1.0)
+        h = plan.phis[number + 1] - plan.phis[number + 2]
+        state = math.cos(h) * state - math.sin(h) * torch.full_like(state, told / 10)
+        torch.testing.assert_close(got.pred, state)
+    with pytest.raises(ValueError, match="is told the number of steps"):
+        student.raw(z, torch.ones(4, dtype=torch.float64))
+
+
+def test_one_model_for_several_step_counts(tmp_path):
+    teacher = unet()
+    student = quick(teacher, tmp_path / "v", steps=(3, 2, 5), iterations=6)
+    assert student.valid_steps == (5, 3, 2) and sorted(student.sampling_plans) == [2, 3, 5]
+    assert student.network.step_embedding.linear_2.weight.abs().max() > 0
+    loaded = progdistill.load(tmp_path / "v")
+    assert loaded.step_conditioned and loaded.sampling_plans == student.sampling_plans
+    z = normal(torch.arange(3), 0, Stream.LATENT, (1, 8, 8))
+    drawn = {}
+    for steps in (2, 3, 5):
+        plan, told = loaded.plan(steps), loaded.for_steps(steps)
+        drawn[steps] = (follow_plan(told, z, plan).clamp(-1, 1) + 1) / 2
+        got = progdistill.sample(loaded, steps, batch_size=3, output_type="pt")
+        torch.testing.assert_close(got, drawn[steps], rtol=0, atol=1e-6)
+        fixed = progdistill.Sampler(loaded, steps=steps, dtype=torch.float32)(batch_size=3)
+        torch.testing.assert_close(fixed, drawn[steps], rtol=0, atol=1e-5)
+        exported = progdistill.sampling.UnrolledSampler(loaded, steps)
+        torch.testing.assert_close((exported(z) + 1) / 2, drawn[steps], rtol=0, atol=1e-5)
+    wrong = (follow_plan(loaded.for_steps(2), z, loaded.plan(5)).clamp(-1, 1) + 1) / 2
+    assert (wrong - drawn[5]).abs().max() > 1e-5
+    with pytest.raises(ValueError, match="not 4: elsewhere"):
+        progdistill.sample(loaded, 4)
+    with pytest.raises(ValueError, match="told the number of steps"):
+        progdistill.export_diffusers(loaded, tmp_path / "exported")
+    second = quick(loaded, tmp_path / "second", steps=1, iterations=1)
+    assert second.sampling_plans[1].phis == loaded.sampling_plans[5].phis[::3] and second.step_conditioned
+    again = quick(unet(), tmp_path / "v", steps=(3, 2, 5), iterations=6)
+    assert torch.equal(weights(again), weights(student))
+
+
+def test_the_step_input_starts_without_effect():
+    teacher = unet()
+    student = few_step_student(teacher, {n: SamplingPlan((1.5, 1.0, 0.0)[: n + 1]) for n in (1, 2)})
+    z, phi = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(student.for_steps(2).raw(z, phi), teacher.raw(z, phi))
+    with pytest.raises(ValueError, match="no step_count given"):
+        student.network(z, phi)
+    with pytest.raises(ValueError, match="takes none"):
+        teacher.network(z, phi, step_count=2)
+    with pytest.raises(ValueError, match="one student for each"):
+        few_step_student(Denoiser(Affine(), sample_shape=SHAPE), student.sampling_plans)
+
+
 class Correctable(nn.Module):
     """The ideal v of a mixture, plus a small network that begins at nothing: its copy can learn, and it is exact."""
 
@@ -371,7 +477,8 @@ def test_fine_tuning_brings_the_student_to_the_exact_trajectory(tmp_path, schedu
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"steps": 0}, "steps is 0"),
+        ({"steps": 0}, "steps are \\(0,\\)"),
+        ({"steps": (2, 3), "iterations": 3}, "a multiple of 2 iterations"),
         ({"iterations": 0}, "iterations is 0"),
         ({"teacher_solver": "euler_a"}, "teacher_solver is 'euler_a'"),
         ({"grid": "linspace"}, "unknown grid"),
@@ -386,8 +493,10 @@ def test_settings_that_are_refused(settings, message):
 
 
 def test_teachers_that_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="distilled for \\(4,\\) steps"):
-        quick(unet(valid_steps=(4,)), tmp_path / "student")
+    with pytest.raises(ValueError, match="4 calls in 4 steps"):
+        quick(unet(valid_steps=(4,)), tmp_path / "student", steps=2)
+    with pytest.raises(ValueError, match="leave teacher_solver out"):
+        quick(unet(valid_steps=(4,)), tmp_path / "student", steps=1, teacher_solver="ddim")
     with pytest.raises(ValueError, match="no parameters"):
         quick(Denoiser(lambda z, time: z, sample_shape=SHAPE), tmp_path / "function")
     with pytest.raises(ValueError, match="epsilon, which says nothing"):

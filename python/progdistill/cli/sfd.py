@@ -11,4 +11,5 @@ def run(arguments: list[str]) -> None:
     config = parse(TrajectoryConfig, arguments, "sfd")
     finetune_trajectory(config=config)
     folder = config.output_dir
-    print(f"the student for {config.steps} steps is in {folder}/model; report: {folder}/report.html")
+    steps = ", ".join(map(str, config.steps))
+    print(f"the student for {steps} steps is in {folder}/model; report: {folder}/report.html")

@@ -46,6 +46,9 @@ class Denoiser(nn.Module):
         guidance_range: the lowest and highest guidance scale that a network was distilled for, which it then takes as
             an input: network(z, time, class_labels, guidance_scale - 1).
         valid_steps: the step counts that a distilled network was trained for; None = any (a teacher).
+        step_conditioned: whether the network was trained for several step counts and is told which:
+            network(z, time, class_labels or None, guidance_scale - 1 or None, step_count).
+        step_count: what such a network is told; `for_steps` sets it.
         sampling_plans: by step count, the steps of a network that was fine-tuned for others than its schedule's.
         provenance: JSON-ready facts about where it comes from, kept with the saved model.
 
@@ -64,6 +67,8 @@ class Denoiser(nn.Module):
         unconditional_label: int | None = None,
         guidance_range: tuple[float, float] | None = None,
         valid_steps: tuple[int, ...] | None = None,
+        step_conditioned: bool = False,
+        step_count: int | None = None,
         sampling_plans: Mapping[int, SamplingPlan] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
@@ -77,6 +82,8 @@ class Denoiser(nn.Module):
         self.unconditional_label = unconditional_label
         self.guidance_range = guidance_range
         self.valid_steps = None if valid_steps is None else tuple(sorted(valid_steps, reverse=True))
+        self.step_conditioned = step_conditioned
+        self.step_count = step_count
         self.sampling_plans = dict(sampling_plans or {})
         self.provenance: dict[str, Any] = dict(provenance or {})
         # Students for other step counts, loaded when asked for; filled by whoever knows where they are kept.
@@ -93,10 +100,20 @@ class Denoiser(nn.Module):
             "unconditional_label": self.unconditional_label,
             "guidance_range": self.guidance_range,
             "valid_steps": self.valid_steps,
+            "step_conditioned": self.step_conditioned,
+            "step_count": self.step_count,
             "sampling_plans": self.sampling_plans,
             "provenance": self.provenance,
         }
         return Denoiser(network, **{**description, **changes})
+
+    def for_steps(self, steps: int) -> Denoiser:
+        """The model as it samples in so many network calls: itself, or with a network that is told the number."""
+        if not self.step_conditioned or self.step_count == steps:
+            return self
+        told = self.with_network(self.network, step_count=steps)
+        told.training, told.students = self.training, self.students  # the network's own mode stays
+        return told
 
     def plan(self, steps: int) -> SamplingPlan:
         """The steps that DDIM takes with so many network calls: the network's own, or those of its schedule's grid."""
@@ -122,7 +139,7 @@ class Denoiser(nn.Module):
     def raw_at(self, z: Tensor, time: Any, cond: Condition | None = None) -> Tensor:
         """`raw` at a time input of the network, which `time_map` gives, or whatever else the network takes for one."""
         if self.num_classes is None:
-            return self.network(z, time)
+            return self._told(z, time)
         if cond is None or cond.class_labels is None:
             raise ValueError(
                 f"this network is conditioned on {self.num_classes} classes; pass class_labels, one for each sample"
@@ -131,18 +148,26 @@ class Denoiser(nn.Module):
         if self.guidance_range is not None:
             if scale is None:
                 raise ValueError(f"this network takes a guidance scale in {self.guidance_range}; pass guidance_scale")
-            return self.network(z, time, labels, scale - 1)
+            return self._told(z, time, labels, scale - 1)
         if scale is None:
-            return self.network(z, time, labels)
+            return self._told(z, time, labels)
         if self.unconditional_label is None:
             raise ValueError("this network knows no unconditional label and cannot be guided; leave guidance_scale out")
         nothing = torch.full_like(labels, self.unconditional_label)
         # A time that is no tensor holds for all samples alike.
         times = torch.cat((time, time)) if isinstance(time, Tensor) else time
-        both = self.network(torch.cat((z, z)), times, torch.cat((labels, nothing)))
+        both = self._told(torch.cat((z, z)), times, torch.cat((labels, nothing)))
         # Above scale 1 rounding errors grow: not in bfloat16.
         with_label, without = both.to(torch.promote_types(both.dtype, torch.float32)).chunk(2)
         return torch.lerp(without, with_label, per_sample(scale, with_label))
+
+    def _told(self, z: Tensor, time: Any, labels: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        if self.step_conditioned:
+            if self.step_count is None:
+                raise ValueError("this network is told the number of steps; use denoiser.for_steps(N)")
+            return self.network(z, time, labels, guidance, self.step_count)
+        given = (value for value in (labels, guidance) if value is not None)
+        return self.network(z, time, *given)
 
     def v(self, z: Tensor, phi: Tensor, cond: Condition | None = None) -> Tensor:
         """The predicted v = dz/dphi, float32 (float64 for a float64 state)."""

@@ -39,9 +39,14 @@ class SamplingPlan:
         return len(self.phis) - 1 - int(self.analytic_first_step)
 
     @property
+    def angles(self) -> Tensor:
+        """All of `phis`, (N + 1,) float64."""
+        return torch.tensor(self.phis, dtype=torch.float64)
+
+    @property
     def trained_phis(self) -> Tensor:
         """The angles of the steps that call the network, and the last one: (network_calls + 1,) float64."""
-        return torch.tensor(self.phis[int(self.analytic_first_step) :], dtype=torch.float64)
+        return self.angles[int(self.analytic_first_step) :]
 
     @property
     def first_factor(self) -> float:

@@ -62,10 +62,11 @@ def compare_trajectory(
     """
     seeds = torch.arange(count)
     labels = class_labels_in_turn(teacher, count)
+    # A teacher that is itself a student is told its own step count, and not that of the student's plan.
     unbound = teacher.with_network(teacher.network, valid_steps=None, sampling_plans=student.sampling_plans)
 
-    def finely(model: Denoiser, z: Tensor, cond: Condition | None, clip: float | None) -> Tensor:
-        return scaled(solver(model, z, cond, clip=clip), student.plan(steps).last_factor)
+    def finely(_: Denoiser, z: Tensor, cond: Condition | None, clip: float | None) -> Tensor:
+        return scaled(solver(teacher, z, cond, clip=clip), student.plan(steps).last_factor)
 
     fine = generate(unbound, steps, seeds=seeds, class_labels=labels, solver=finely).cpu()
     own, same = (generate(m, steps, seeds=seeds, class_labels=labels).cpu() for m in (student, unbound))

@@ -99,7 +99,8 @@ def _load_own(folder: Path, weights: str, device: torch.device | str | None) -> 
         if own_time is not None:
             description["time_map"], config, stored = with_own_time(own_time, folder, config, tensors)
         network = unet_of(config, stored, str(files[0]), str(folder / UNET / UNET_CONFIG))
-    denoiser = Denoiser(network, **description).to(device).eval()
+    told = config.step_embed_dim is not None
+    denoiser = Denoiser(network, **description, step_conditioned=told).to(device).eval()
     for steps, relative in students.items():
         if (folder / relative / MANIFEST).is_file():
             denoiser.students[steps] = partial(load, folder / relative, device=device, weights=weights)

@@ -16,6 +16,8 @@ def diffusers_obstacle(denoiser: Denoiser, config: UNetConfig) -> str | None:
     diffusers knows one output head, its own time input (the level's number) and a fixed list of levels.
     """
     count = level_count(denoiser)
+    if denoiser.step_conditioned:
+        return "its network is told the number of steps, which diffusers does not know of"
     if denoiser.sampling_plans:
         return (
             "it was fine-tuned for steps of its own, which are not those of its schedule or begin with one that calls "

@@ -29,9 +29,10 @@ _OPTIONAL_POSITIVE_INTEGERS = (
     "num_class_embeds",
     "num_train_timesteps",
     "guidance_embed_dim",
+    "step_embed_dim",
 )
 # Unknown to diffusers 0.24: written only where they say something, so that it loads all others silently.
-_LATER_FIELDS = ("time_embedding_dim", "mid_block_type", "guidance_embed_dim")
+_LATER_FIELDS = ("time_embedding_dim", "mid_block_type", "guidance_embed_dim", "step_embed_dim")
 
 
 def _is_positive_integer(value: object) -> bool:
@@ -51,7 +52,8 @@ class UNetConfig:
     ``resnet_time_scale_shift="scale_shift"`` the attention of the mid block is normalised only if
     ``attn_norm_num_groups`` is given, as in diffusers. ``num_class_embeds`` counts classes, whose embedding
     is added to that of the time. ``guidance_embed_dim`` is no field of diffusers': the width of the sinusoids of a
-    guidance weight, whose projection is added to the time's embedding too. Lists (as JSON gives them) become tuples.
+    guidance weight, whose projection is added to the time's embedding too; ``step_embed_dim`` is the same for the
+    number of sampling steps. Lists (as JSON gives them) become tuples.
 
     Raises ValueError on construction, naming the field, its value, what is allowed and what to change.
     """
@@ -90,6 +92,7 @@ class UNetConfig:
     num_class_embeds: int | None = None
     num_train_timesteps: int | None = None
     guidance_embed_dim: int | None = None
+    step_embed_dim: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("sample_size", "down_block_types", "up_block_types", "block_out_channels"):

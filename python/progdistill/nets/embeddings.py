@@ -82,6 +82,25 @@ class GuidanceEmbedding(nn.Module):
         return self.projection(self.sinusoids(1000.0 * guidance.float()).to(weight.dtype))
 
 
+class StepCountEmbedding(nn.Module):
+    """Two linear layers with a SiLU between, of sinusoids of the number of sampling steps: int -> (1, features).
+
+    The last layer starts at zero, so that a network to which it is added starts as it was (Zhou et al. 2024 give each
+    block a layer of its own, at random).
+    """
+
+    def __init__(self, sinusoids: int, features: int) -> None:
+        super().__init__()
+        self.sinusoids = SinusoidalEmbedding(sinusoids, flip_sin_to_cos=False, freq_shift=1)
+        self.linear_1 = nn.Linear(sinusoids, features)
+        self.linear_2 = nn.Linear(features, features)
+
+    def forward(self, steps: int) -> Tensor:
+        weight = self.linear_1.weight
+        told = self.sinusoids(torch.full((1,), float(steps), device=weight.device)).to(weight.dtype)
+        return project(self.linear_2, F.silu(project(self.linear_1, told)))
+
+
 class TimestepEmbedding(nn.Module):
     """Two linear layers with a SiLU between: (B, in_features) -> (B, features)."""
 

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from progdistill.nets.attention import Attention
 from progdistill.nets.blocks import DownBlock, MidBlock, UpBlock
 from progdistill.nets.config import UNetConfig
-from progdistill.nets.embeddings import FixedTime, GuidanceEmbedding, SinusoidalEmbedding, TimestepEmbedding
+from progdistill.nets.embeddings import (
+    FixedTime,
+    GuidanceEmbedding,
+    SinusoidalEmbedding,
+    StepCountEmbedding,
+    TimestepEmbedding,
+)
 from progdistill.nets.layers import convolve
 from progdistill.nets.pending_sum import PendingSum, sums_wait
 from progdistill.nets.resnet import ResnetBlock
@@ -39,6 +45,9 @@ class UNet(nn.Module):
         self.guidance_embedding = None
         if config.guidance_embed_dim is not None:
             self.guidance_embedding = GuidanceEmbedding(config.guidance_embed_dim, config.time_embed_dim)
+        self.step_embedding = None
+        if config.step_embed_dim is not None:
+            self.step_embedding = StepCountEmbedding(config.step_embed_dim, config.time_embed_dim)
 
         skip_channels = [channels[0]]
         self.down_blocks = nn.ModuleList()
@@ -72,6 +81,7 @@ class UNet(nn.Module):
         timestep: Tensor | float | FixedTime,
         class_labels: Tensor | None = None,
         guidance: Tensor | None = None,
+        step_count: int | None = None,
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -82,7 +92,8 @@ class UNet(nn.Module):
         ``class_labels``: (B,) integers below ``num_class_embeds``; (B,) numbers for
         ``class_embed_type="timestep"``; (B, time_embed_dim) for ``"identity"``; None without classes.
         ``guidance``: (B,) or (1,), the weight w of Meng et al. 2023 (the guidance scale less 1) for a network with
-        ``guidance_embed_dim``.
+        ``guidance_embed_dim``. ``step_count``: how many network calls sampling takes, for a network with
+        ``step_embed_dim``; superfluous beside what ``fixed_time`` made, which knows it.
 
         Returns (B, out_channels, H, W) in the dtype that the weights (or autocast) compute in, or in that of the
         output's bias if it is wider: the sum is then formed in it. Raises
@@ -92,12 +103,14 @@ class UNet(nn.Module):
         self._check_sample(sample)
         self._check_labels(class_labels, sample.shape[0])
         self._check_guidance(guidance, sample.shape[0])
+        if not isinstance(timestep, FixedTime):
+            self._check_step_count(step_count)
         x = sample.to(self.dtype)
         if self.config.center_input_sample:
             x = 2 * x - 1
         # Every residual block starts with the SiLU of the embedding: applied once, here.
         fixed = isinstance(timestep, FixedTime) and class_labels is None and guidance is None
-        time_act = timestep if fixed else F.silu(self._embed(x, timestep, class_labels, guidance))
+        time_act = timestep if fixed else F.silu(self._embed(x, timestep, class_labels, guidance, step_count))
 
         x = convolve(self.conv_in, x)
         x = PendingSum(x, waits=sums_wait(x))
@@ -115,13 +128,15 @@ class UNet(nn.Module):
         return convolve(self.conv_out, h, bias=False) + bias[:, None, None]
 
     @torch.no_grad()
-    def fixed_time(self, timestep: float) -> FixedTime:
+    def fixed_time(self, timestep: float, step_count: int | None = None) -> FixedTime:
         """What ``forward`` takes for a time that it will be asked for again: nothing is left to compute of it.
 
         It holds for the weights as they are now. In a network with classes or guidance the rest depends on these.
         """
         nowhere = self.conv_in.weight.new_empty(1)
-        embedding = self._embed(nowhere, torch.full((1,), float(timestep), device=nowhere.device))
+        self._check_step_count(step_count)
+        time = torch.full((1,), float(timestep), device=nowhere.device)
+        embedding = self._embed(nowhere, time, step_count=step_count)
         if self.class_embedding is not None or self.guidance_embedding is not None:
             return FixedTime(embedding=embedding)
         time_act = F.silu(embedding)
@@ -134,12 +149,15 @@ class UNet(nn.Module):
         timestep: Tensor | float | FixedTime,
         class_labels: Tensor | None = None,
         guidance: Tensor | None = None,
+        step_count: int | None = None,
     ) -> Tensor:
-        """The sum of the time's, the guidance's and the class's embedding, (B, time_embed_dim)."""
+        """The sum of the embeddings of the time, the step count, the guidance and the class, (B, time_embed_dim)."""
         if isinstance(timestep, FixedTime):
             embedding = timestep.embedding
         else:
             embedding = self.time_embedding(self._project("timestep", _timesteps(timestep, x), x.dtype))
+            if step_count is not None:
+                embedding = embedding + self.step_embedding(step_count).to(x.dtype)
         if guidance is not None:
             embedding = embedding + self.guidance_embedding(guidance).to(x.dtype)
         if class_labels is None:
@@ -198,13 +216,21 @@ class UNet(nn.Module):
         if guidance is not None and guidance.shape not in ((1,), (batch,)):
             raise ValueError(f"guidance has shape {tuple(guidance.shape)}; allowed: (1,) or ({batch},).")
 
+    def _check_step_count(self, count: int | None) -> None:
+        if (count is None) != (self.step_embedding is None):
+            raise ValueError(
+                "step_count given to a network that takes none; leave it out, or build it with step_embed_dim."
+                if count is not None
+                else "no step_count given to a network with step_embed_dim; pass the number of sampling steps."
+            )
+
 
 def initialise(net: UNet) -> None:
     """Draw the weights as Salimans & Ho 2022 do (their released U-Net).
 
     Normal weights of variance 1 / fan-in and zero biases; zeros in the last layer of every residual branch
     and of the network, so that each branch starts as the identity and the network's output as zero. The guidance's
-    projection starts at zero too.
+    projection and the step count's last layer start at zero too.
     """
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -222,6 +248,8 @@ def initialise(net: UNet) -> None:
     nn.init.zeros_(net.conv_out.weight)
     if net.guidance_embedding is not None:
         nn.init.zeros_(net.guidance_embedding.projection.weight)
+    if net.step_embedding is not None:
+        nn.init.zeros_(net.step_embedding.linear_2.weight)
 
 
 def _class_embedding(config: UNetConfig) -> nn.Module | None:

@@ -20,10 +20,10 @@ def student_for(model: Denoiser, steps: int) -> Denoiser:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps!r}; use a positive whole number")
     if model.valid_steps is None or steps in model.valid_steps:
-        return model
+        return model.for_steps(steps)
     if steps in model.students:
         student = model.students[steps]()
-        return student.to(model.device)
+        return student.to(model.device).for_steps(steps)
     known = sorted({*model.valid_steps, *model.students})
     raise ValueError(
         f"this student was distilled for {_listed(model.valid_steps)} steps, not {steps}: elsewhere its predictions "
@@ -91,6 +91,21 @@ def checked_guidance(guidance_scale, count: int, model: Denoiser) -> Tensor | No
     if len(bad):
         allowed = f"{low:g} to {high:g}, which it was distilled for" if model.guidance_range else "1 (none) and above"
         raise ValueError(f"guidance_scale is {float(bad[0]):g}; this model takes {allowed}")
+    return scales
+
+
+def checked_guidance_range(guidance_range: tuple[float, float]) -> tuple[float, float]:
+    """The lowest and the highest guidance scale, as floats.
+
+    Raises:
+        ValueError: they are no two numbers with 1 <= lowest <= highest < inf.
+    """
+    scales = tuple(map(float, guidance_range))
+    if len(scales) != 2 or not 1 <= scales[0] <= scales[1] < math.inf:
+        raise ValueError(
+            f"guidance_range is {guidance_range}; give the lowest and the highest scale, such as 1 5, 1 being no "
+            "guidance"
+        )
     return scales
 
 

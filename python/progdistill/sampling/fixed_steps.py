@@ -58,7 +58,7 @@ class FixedSteps:
         # Other networks than ours are told the time at every call.
         if self._own is not None or not isinstance(self.network, UNet):
             return []
-        return [self.network.fixed_time(time) for time in self._times.tolist()]
+        return [self.network.fixed_time(time, self._denoiser.step_count) for time in self._times.tolist()]
 
     def constants(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Angles (N + 1, B) float64 and times (N, B) float32, to be kept as long as `run` is to read them."""

@@ -63,7 +63,7 @@ class UnrolledSampler(nn.Module):
         self.network = copy.deepcopy(model.network).requires_grad_(False)
         self._blocks: list[nn.Module] = []
         if isinstance(self.network, UNet):
-            self._keep_times([self.network.fixed_time(time) for time in self._times])
+            self._keep_times([self.network.fixed_time(time, model.step_count) for time in self._times])
         self.eval()
 
     def train(self, mode: bool = True) -> UnrolledSampler:

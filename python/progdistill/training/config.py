@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 from progdistill.data.resize import DEFAULT_INTERPOLATION, Interpolation
 from progdistill.ops.checks import check_huber_c, check_min_snr_gamma
 from progdistill.ops.names import canonical_loss_type, canonical_prediction_type, canonical_weighting
 from progdistill.sampling.addim import check_addim_eta
+from progdistill.sampling.arguments import checked_guidance_range
 from progdistill.training.trackers import TRACKERS
 
 MAX_TEACHER_SUBSTEPS = 16  # what the compiled kernels take
@@ -83,12 +83,11 @@ class LoopConfig(RunConfig):
     random_flip: bool = False
     """Mirror each image with probability 1/2."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """Precision of the networks; auto: float32 on the CPU; on a GPU bf16, but float32 (TF32 convolutions) in rounds
-    whose steps are too small for bf16. Losses, weights and their averages stay float32."""
+    """Precision of the networks; auto: bf16 on a GPU in rounds whose steps are large enough, else float32."""
     compile: bool = False
     """Compile the networks with torch.compile; worth it for networks of your own on a GPU."""
     cuda_graph: Literal["auto", "require"] | bool = "auto"
-    """Updates as CUDA graphs: auto (on one GPU, where they can be captured), require (else an error) or no."""
+    """Updates as CUDA graphs: auto (on one GPU, where they can be captured), require (else an error) or False."""
     device: str | None = None
     """cpu or cuda; default: cuda if there is one."""
     seed: int = 0
@@ -360,21 +359,6 @@ class DistillConfig(LoopConfig, RoundsConfig):
     def updates_for(self, steps: int) -> int:
         """The number of updates of the round whose student has `steps` steps."""
         return self.updates_at.get(steps, self.updates_per_round)
-
-
-def checked_guidance_range(guidance_range: tuple[float, float]) -> tuple[float, float]:
-    """The lowest and the highest guidance scale, as floats.
-
-    Raises:
-        ValueError: they are no two numbers with 1 <= lowest <= highest < inf.
-    """
-    scales = tuple(map(float, guidance_range))
-    if len(scales) != 2 or not 1 <= scales[0] <= scales[1] < math.inf:
-        raise ValueError(
-            f"guidance_range is {guidance_range}; give the lowest and the highest scale, such as 1 5, 1 being no "
-            "guidance"
-        )
-    return scales
 
 
 # Younger than the first runs, which resume: they count where they are given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,20 +12,19 @@ from progdistill.core.processes import join_processes, on_main_process
 from progdistill.data import to_uint8
 from progdistill.evaluation import compare_trajectory, rows_by_class
 from progdistill.report import labelled_rows
-from progdistill.sampling.solvers import Solver, Thresholding, solver_stages
 from progdistill.training.compute_network import computing_teacher
 from progdistill.training.device import choose_device
+from progdistill.training.few_step_student import few_step_student
 from progdistill.training.keep import is_kept, keep, recall
 from progdistill.training.loop import Round, RoundResult, run_round
 from progdistill.training.noise_batches import NoiseBatches
 from progdistill.training.precision import round_precision
 from progdistill.training.progress import Plan
-from progdistill.training.round_state import copy_network
 from progdistill.training.run_folder import RunFolder
 from progdistill.training.run_report import write_run_report
 from progdistill.training.teacher_and_data import opened_teacher
 from progdistill.training.trajectory_config import TrajectoryConfig
-from progdistill.training.trajectory_grid import is_schedules_own, student_plan, teacher_angles
+from progdistill.training.trajectory_grid import followed_path
 from progdistill.training.trajectory_objective import TrajectoryObjective
 
 _GRID_COLUMNS = 12
@@ -33,7 +33,7 @@ _GRID_COLUMNS = 12
 def finetune_trajectory(
     teacher: Denoiser | str | None = None,
     *,
-    steps: int | None = None,
+    steps: int | Sequence[int] | None = None,
     output_dir: str | None = None,
     config: TrajectoryConfig | None = None,
     **settings: Any,
@@ -44,9 +44,10 @@ def finetune_trajectory(
     noise, takes its few DDIM steps, each from where its last one led, and learns to be where the teacher is after each.
 
     Args:
-        teacher: a Denoiser, or the folder of one; of a class-conditional one the classes are drawn at random, at
-            guidance scale 1, and one that can be guided still can be.
-        steps: the student's network calls an image.
+        teacher: a Denoiser, or the folder of one. One that is itself a student is followed in its own steps (the second
+            stage, which makes one step of few; without its LPIPS loss). Classes are drawn at random, at guidance scale
+            1; where the teacher can be guided the student still can be.
+        steps: the student's network calls an image; several make one network for all of them (SFD-v).
         output_dir: where everything goes; the student is kept in output_dir/model.
         config: a TrajectoryConfig instead of keyword settings.
         settings: fields of `TrajectoryConfig` (iterations, teacher_solver, analytic_first_step, learning_rate, ...).
@@ -60,7 +61,7 @@ def finetune_trajectory(
     """
     if config is None:
         if steps is not None:
-            settings["steps"] = steps
+            settings["steps"] = steps if isinstance(steps, int) else tuple(steps)
         config = TrajectoryConfig(
             teacher=teacher if isinstance(teacher, str) else "", output_dir=output_dir or "", **settings
         )
@@ -71,10 +72,10 @@ def finetune_trajectory(
     teacher = opened_teacher(teacher if teacher is not None else config.teacher).to(device)
     _check_teacher(teacher)
     task = _Task(teacher, config)
-    title = f"Fine-tuning to {config.steps} steps along the trajectory"
+    title = f"Fine-tuning to {task.label} along the trajectory"
     run = RunFolder(config, "sfd", {"teacher": teacher.provenance}, Plan([config.updates]), title)
     if on_main_process(partial(is_kept, run.model)):
-        student = recall(run.model, task.student, config.steps)
+        student = recall(run.model, task.student, config.steps[0])
     else:
         student = task.trained(run)
     run.finish()
@@ -88,73 +89,75 @@ class _Task:
     def __init__(self, teacher: Denoiser, config: TrajectoryConfig) -> None:
         self.teacher = teacher
         self.config = config
-        angles = teacher_angles(teacher.schedule, config.plan_steps, config)
-        _check_start(teacher, float(angles[0]))
-        self.plan = student_plan(angles, config)
-        thresholding = Thresholding() if config.teacher_thresholding else None
-        self.solver = Solver(solver_stages(config.teacher_solver, angles, teacher), thresholding)
-        own = is_schedules_own(self.plan, teacher.schedule)
-        self.student = teacher.with_network(
-            copy_network(teacher.network).requires_grad_(True),
-            valid_steps=(config.steps,),
-            sampling_plans={} if own else {config.steps: self.plan},
-        )
+        self.paths = {steps: followed_path(teacher, steps, config) for steps in config.steps}
+        plans = {steps: path.plan for steps, path in self.paths.items()}
+        _check_start(teacher, plans[config.steps[0]].phis[0])
+        self.student = few_step_student(teacher, plans, config.seed)
+        self.label = f"{', '.join(map(str, config.steps))} steps"
 
     def trained(self, run: RunFolder) -> Denoiser:
         """The student that the run makes, which is then kept."""
-        config, steps = self.config, self.config.steps
+        config = self.config
         result = self._run(run)
-        comparison = on_main_process(lambda: self._compare(run, result.student, config.updates))
-        facts = {"steps": steps, "updates": config.updates, "seconds": round(result.seconds, 3)}
-        run.write({"event": "round_end", "round": 0, "label": f"{steps} steps", **facts, **comparison})
+        compared = on_main_process(lambda: self._compare(run, result.student, config.updates))
+        facts = {"updates": config.updates, "seconds": round(result.seconds, 3)}
+        for steps, comparison in compared.items():
+            label = f"{steps} of {self.label}" if len(compared) > 1 else self.label
+            run.write({"event": "round_end", "round": 0, "label": label, "steps": steps, **facts, **comparison})
+        only = len(compared) == 1
         result.student.provenance = {
             "recipe": "sfd",
+            **({"steps": config.steps[0]} if only else {"step_counts": list(config.steps)}),
             **facts,
             "precision": result.precision,
             "loss_type": config.loss_type,
-            "teacher_solver": config.teacher_solver,
-            "teacher_substeps": config.teacher_substeps,
+            **self._teacher_facts(),
             "teacher": self.teacher.provenance,
-            **comparison,
+            **(compared[config.steps[0]] if only else {"by_steps": {str(n): record for n, record in compared.items()}}),
         }
         # The kept student marks the run as done, so it is written last.
         on_main_process(lambda: keep(result.student, run.model, result.raw_state_dict))
         return result.student
 
+    def _teacher_facts(self) -> dict[str, Any]:
+        if self.teacher.valid_steps is not None:
+            return {"teacher_solver": "its own steps"}
+        return {"teacher_solver": self.config.teacher_solver, "teacher_substeps": self.config.teacher_substeps}
+
     def _run(self, run: RunFolder) -> RoundResult:
-        config, steps = self.config, self.config.steps
-        precision = round_precision(config, self.teacher.device, steps)
+        config, device = self.config, self.teacher.device
+        precision = round_precision(config, device, config.steps[0])
         objective = TrajectoryObjective(
             computing_teacher(self.teacher, precision, compiled=config.compile),
-            self.plan,
-            self.solver.stages,
+            list(self.paths.values()),
             loss_type=config.loss_type,
             huber_c=config.huber_c,
-            thresholding=self.solver.thresholding,
         )
         round_ = Round(
             index=0,
             student=self.student,
             objective=objective,
             updates=config.updates,
-            label=f"{steps} steps",
+            label=self.label,
             dropout=False,
             on_validation=partial(self._compare, run),
             precision=precision,
-            updates_per_iteration=steps,
+            updates_per_iteration=sum(config.steps),
         )
-        classes = self.teacher.num_classes
-        batches = NoiseBatches(config, 0, self.teacher.device, updates_per_iteration=steps, num_classes=classes)
+        batches = NoiseBatches(config, 0, device, iterations=config.steps, num_classes=self.teacher.num_classes)
         return run_round(round_, batches, config, run)
 
-    def _compare(self, run: RunFolder, model: Denoiser, update: int) -> dict[str, float]:
-        count = self.config.validation_images
-        comparison = compare_trajectory(model, self.teacher, self.config.steps, self.solver, count)
-        rows = [(name, to_uint8(images)) for name, images in comparison.rows()]
-        rows = rows_by_class(rows, comparison.labels, _GRID_COLUMNS)
-        if self.teacher.sample_shape[0] in (1, 3):
-            run.save_grid(labelled_rows(rows), f"steps-{self.config.steps:04d}-update-{update:07d}", 0, update)
-        return comparison.record()
+    def _compare(self, run: RunFolder, model: Denoiser, update: int) -> dict[int, dict[str, float]]:
+        records = {}
+        for steps, path in self.paths.items():
+            teacher = self.teacher if path.teacher_steps is None else self.teacher.for_steps(path.teacher_steps)
+            comparison = compare_trajectory(model, teacher, steps, path.solver, self.config.validation_images)
+            rows = [(name, to_uint8(images)) for name, images in comparison.rows()]
+            rows = rows_by_class(rows, comparison.labels, _GRID_COLUMNS)
+            if self.teacher.sample_shape[0] in (1, 3):
+                run.save_grid(labelled_rows(rows), f"steps-{steps:04d}-update-{update:07d}", 0, update)
+            records[steps] = comparison.record()
+        return records
 
 
 def _check_teacher(teacher: Denoiser) -> None:
@@ -162,11 +165,6 @@ def _check_teacher(teacher: Denoiser) -> None:
         raise ValueError(
             "the teacher's network has no parameters, and its student is a trained copy of it: make it an nn.Module "
             "that holds the network it calls"
-        )
-    if teacher.valid_steps is not None:
-        raise ValueError(
-            f"the teacher was itself distilled for {teacher.valid_steps} steps and knows no finer trajectory; take the "
-            "teacher that it comes from"
         )
     if teacher.guidance_range is not None:
         raise ValueError(

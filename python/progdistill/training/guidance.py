@@ -15,8 +15,9 @@ from progdistill.core import Condition, Denoiser
 from progdistill.core.random import Stream, uniform
 from progdistill.nets.unet import UNet
 from progdistill.ops import diffuse_seeded, prediction_loss_and_grad
+from progdistill.sampling.arguments import checked_guidance_range
 from progdistill.training.batches import Batch
-from progdistill.training.config import LoopConfig, checked_guidance_range
+from progdistill.training.config import LoopConfig
 from progdistill.training.loop import Loss
 
 SINUSOIDS = 256

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from progdistill.core.random import Stream, integers, sample_seeds
@@ -14,7 +16,7 @@ class NoiseBatches(Batches):
 
     Args:
         config, round_index, device: as in `BatchSource`.
-        updates_per_iteration: how many updates see the same batch.
+        iterations: the updates of one iteration, or of several ones that take turns: each sees a batch of its own.
         num_classes: None for unconditional models.
     """
 
@@ -24,15 +26,15 @@ class NoiseBatches(Batches):
         round_index: int,
         device: torch.device,
         *,
-        updates_per_iteration: int,
+        iterations: Sequence[int],
         num_classes: int | None,
     ) -> None:
         super().__init__(config, round_index, device)
-        self.updates_per_iteration = updates_per_iteration
+        self.turns = [turn for turn, updates in enumerate(iterations) for _ in range(updates)]
         self.num_classes = num_classes
 
     def _microbatch(self, update: int, number: int, first: int, following: int, count: int) -> Microbatch:
-        iteration = update // self.updates_per_iteration
+        iteration = update // len(self.turns) * (self.turns[-1] + 1) + self.turns[update % len(self.turns)]
         first -= (update - iteration) * self.config.train_batch_size
         seeds = sample_seeds(self.config.seed, self.round_index, torch.arange(first, first + count))
         labels = None

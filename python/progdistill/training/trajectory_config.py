@@ -17,10 +17,11 @@ class PathConfig(RunConfig):
 
     teacher: str = ""
     """The teacher's folder, or its id on the Hugging Face hub, perhaps with @REVISION."""
-    steps: int = 4
-    """The student's network calls an image (the paper's NFE)."""
+    steps: tuple[int, ...] = (4,)
+    """The student's network calls an image (the paper's NFE). Several: one network for all, told the number (SFD-v)."""
     iterations: int = 1560
-    """Batches of noise; each is taken through all steps, with an update for every one (the paper: 200,000 noises)."""
+    """Batches of noise; each is taken through all steps, with an update for every one (the paper: 200,000 noises). With
+    several step counts they take turns."""
     analytic_first_step: bool = True
     """One more step, before the others, that calls no network: there eps is taken to be the noise itself (AFS)."""
     grid: Literal["auto", "trailing", "polynomial", "logsnr"] = "auto"
@@ -57,7 +58,13 @@ class TrajectoryConfig(LoopConfig, PathConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "iterations", "teacher_substeps", "validation_images"):
+        self.steps = (self.steps,) if isinstance(self.steps, int) else tuple(sorted(set(self.steps), reverse=True))
+        if not self.steps or self.steps[-1] < 1 or self.iterations % len(self.steps):
+            raise ValueError(
+                f"steps are {self.steps}, iterations {self.iterations}; use positive numbers of steps, and a multiple "
+                f"of {len(self.steps)} iterations, in which they take turns"
+            )
+        for name in ("iterations", "teacher_substeps", "validation_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use a positive whole number")
         if self.grid not in GRIDS:
@@ -72,12 +79,11 @@ class TrajectoryConfig(LoopConfig, PathConfig):
                 "and there are no images: leave both out"
             )
 
-    @property
-    def plan_steps(self) -> int:
-        """The student's steps, with the one that calls no network."""
-        return self.steps + int(self.analytic_first_step)
+    def plan_steps(self, steps: int) -> int:
+        """The steps of a plan with so many network calls, with the one that calls none."""
+        return steps + int(self.analytic_first_step)
 
     @property
     def updates(self) -> int:
         """Updates in all."""
-        return self.iterations * self.steps
+        return self.iterations // len(self.steps) * sum(self.steps)

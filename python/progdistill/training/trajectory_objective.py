@@ -9,17 +9,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from progdistill.core import Condition, Denoiser, SamplingPlan
+from progdistill.core import Condition, Denoiser
 from progdistill.ops import ddim_step
 from progdistill.sampling.ddim import scaled
 from progdistill.sampling.latents import seeded_latents
-from progdistill.sampling.solvers import Stage, Thresholding, solve
+from progdistill.sampling.solvers import solve
 from progdistill.training.batches import Batch
 from progdistill.training.loop import Loss
+from progdistill.training.trajectory_grid import FollowedPath
 
 
 @dataclasses.dataclass
-class _Path:
+class _InProgress:
     """Where a microbatch is between two updates."""
 
     z: Tensor
@@ -31,6 +32,9 @@ class _Path:
 class TrajectoryObjective:
     """Update u does step n = u mod N of N: an iteration of N updates takes one batch of noise through all the steps.
 
+    With several paths iterations of each take turns, and a network that is told the number of steps is told it (SFD-v;
+    the paper draws the path of each iteration at random).
+
     The teacher's states are computed at its first update. Each step starts where the one before has led, with the
     weights of then: z_(n+1) is formed before the update that it gives the gradient of. Nothing is propagated through
     more than one step. An analytic first step is taken, and not trained.
@@ -40,66 +44,58 @@ class TrajectoryObjective:
 
     Args:
         teacher: eval mode, without gradients, at guidance scale 1.
-        plan: the student's steps.
-        stages: the teacher's solver, through all of the plan's angles.
+        paths: the student's steps and the teacher's way, for each of the student's step counts.
         loss_type, huber_c: what the loss makes of z_(n+1) - target; as in a run's settings.
-        thresholding: None, or dynamic thresholding of the teacher's x.
     """
 
     def __init__(
         self,
         teacher: Denoiser,
-        plan: SamplingPlan,
-        stages: Sequence[Stage],
+        paths: Sequence[FollowedPath],
         *,
         loss_type: str = "l1",
         huber_c: float = 1e-3,
-        thresholding: Thresholding | None = None,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
-        self.plan = plan
-        self.stages = stages
         self.loss_type = loss_type
         self.huber_c = huber_c
-        self.thresholding = thresholding
-        self.phis = plan.trained_phis.to(teacher.device)
-        self._paths: deque[_Path] = deque()
+        self._turns = [(path, number) for path in paths for number in range(path.plan.network_calls)]
+        self._phis = [path.plan.trained_phis.to(teacher.device) for path in paths for _ in path.plan.trained_phis[1:]]
+        self._begun: deque[_InProgress] = deque()
 
     def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss:
-        number = int(batch.update) % self.plan.network_calls
-        path = self._begun(batch) if number == 0 else self._paths.popleft()
-        phi, phi_next = (self.phis[n].expand(len(path.z)) for n in (number, number + 1))
-        pred = student.raw(path.z, phi, batch.cond)
-        moved = ddim_step(path.z, pred, phi, phi_next, prediction_type=student.prediction_type)
-        path.z = moved.detach()
-        loss, slope = elementwise_loss(path.z - path.targets.pop(0), self.loss_type, self.huber_c)
-        if path.targets:
-            self._paths.append(path)
-        elements = path.z[0].numel()
+        turn = int(batch.update) % len(self._turns)
+        (path, number), phis = self._turns[turn], self._phis[turn]
+        now = self._begin(path, batch) if number == 0 else self._begun.popleft()
+        phi, phi_next = (phis[n].expand(len(now.z)) for n in (number, number + 1))
+        pred = student.for_steps(path.plan.network_calls).raw(now.z, phi, batch.cond)
+        moved = ddim_step(now.z, pred, phi, phi_next, prediction_type=student.prediction_type)
+        now.z = moved.detach()
+        loss, slope = elementwise_loss(now.z - now.targets.pop(0), self.loss_type, self.huber_c)
+        if now.targets:
+            self._begun.append(now)
+        elements = now.z[0].numel()
         return Loss(moved, slope * (grad_scale / elements), loss.flatten(1).mean(1), phi)
 
-    def _begun(self, batch: Batch) -> _Path:
+    def _begin(self, path: FollowedPath, batch: Batch) -> _InProgress:
         z = seeded_latents(batch.seeds, self.teacher.sample_shape)
-        targets = teacher_path(self.teacher, z, self.plan, self.stages, batch.cond, self.thresholding)
-        return _Path(scaled(z, self.plan.first_factor), targets)
+        return _InProgress(scaled(z, path.plan.first_factor), teacher_states(self.teacher, z, path, batch.cond))
 
 
-def teacher_path(
-    teacher: Denoiser,
-    z: Tensor,
-    plan: SamplingPlan,
-    stages: Sequence[Stage],
-    cond: Condition | None = None,
-    thresholding: Thresholding | None = None,
-) -> list[Tensor]:
-    """The teacher's states (B, ...) where each of the plan's network calls shall lead; it takes no analytic step."""
+def teacher_states(teacher: Denoiser, z: Tensor, path: FollowedPath, cond: Condition | None = None) -> list[Tensor]:
+    """The teacher's states (B, ...) where each of the plan's network calls shall lead.
+
+    The way there has an analytic step only if the teacher is a student with one.
+    """
     found: dict[float, Tensor] = {}
+    stages = path.solver.stages
 
     def keep(number: int, state: Tensor) -> None:
         found[stages[number].phi_next] = state  # of several stages in a step the last one's
 
-    solve(teacher, z, stages, cond, thresholding=thresholding, callback=keep)
-    return [found[phi] for phi in plan.trained_phis[1:].tolist()]
+    told = teacher if path.teacher_steps is None else teacher.for_steps(path.teacher_steps)
+    solve(told, z, stages, cond, thresholding=path.solver.thresholding, callback=keep)
+    return [found[phi] for phi in path.plan.trained_phis[1:].tolist()]
 
 
 def elementwise_loss(error: Tensor, loss_type: str, huber_c: float) -> tuple[Tensor, Tensor]:
