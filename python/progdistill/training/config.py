@@ -214,8 +214,7 @@ class ConversionConfig(DataConfig, ScheduleConfig, RunConfig):
 
 @dataclasses.dataclass(kw_only=True)
 class ConvertConfig(LoopConfig, ConversionConfig):
-    """Teach a copy of a network another prediction type, at an unchanged step count: an epsilon teacher for what can be
-    distilled, a two-headed student for what plain diffusers can sample."""
+    """Make a v or x network of an epsilon teacher, or of a two-headed student, at an unchanged step count."""
 
     ema_decay: float = 0.999
 
