@@ -18,7 +18,14 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md") if commands(path.read_tex
 
 
 def test_there_are_pages_with_commands():
-    assert {"options.md", "guidance.md", "checkpoints.md", "multi-gpu.md", "reproducing.md"} <= set(PAGES)
+    assert {
+        "bring-your-own-teacher.md",
+        "options.md",
+        "guidance.md",
+        "checkpoints.md",
+        "multi-gpu.md",
+        "reproducing.md",
+    } <= set(PAGES)
 
 
 @pytest.fixture

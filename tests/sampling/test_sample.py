@@ -7,6 +7,7 @@ from PIL import Image
 from torch import nn
 
 from analytic import MixtureDenoiser
+from interop import models
 from progdistill.core import Denoiser
 from progdistill.sampling import generate, sample
 
@@ -38,6 +39,15 @@ def test_images_depend_on_their_own_seed():
     assert torch.equal(together, small)
     assert torch.equal(alone[0], together[3])
     assert torch.equal(chosen, together[[6, 3]])
+
+
+def test_a_u_nets_images_in_batches_of_1_7_and_64():
+    """Noise is bitwise the seed's own; convolutions of another batch size round otherwise."""
+    model = models.denoiser(valid_steps=(4,))
+    whole = sample(model, 4, batch_size=64, output_type="pt")
+    for size in (1, 7):
+        parts = [sample(model, 4, seed=list(range(k, k + size)), output_type="pt") for k in range(0, 21, size)]
+        torch.testing.assert_close(torch.cat(parts), whole[:21], rtol=0, atol=1e-5)
 
 
 def test_alias_and_latents_and_generators():

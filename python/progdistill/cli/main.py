@@ -14,7 +14,7 @@ COMMANDS = {
     "quickstart": "train a teacher on real digits, distil it to one step, write a report; needs nothing",
     "train": "train a teacher (Algorithm 1)",
     "distill": "distil a teacher round by round (Algorithm 2)",
-    "convert": "make a network that can be distilled of an epsilon teacher (distill does it by itself)",
+    "convert": "make a v network of an epsilon teacher (distill does it by itself) or of a two-headed student",
     "sfd": "fine-tune a teacher for few steps along its own trajectory, without data (SFD)",
     "sample": "generate images with a teacher or student",
     "fit-solver": "fit a D-ODE solver to a teacher: better images in as few network calls, in minutes",

@@ -201,7 +201,7 @@ class ConversionConfig(DataConfig, ScheduleConfig, RunConfig):
     """What a conversion makes of which teacher."""
 
     teacher: str = ""
-    """The teacher's folder."""
+    """The folder of a teacher or a student, or its id on the Hugging Face hub, perhaps with @REVISION."""
     data: str = ""
     """As in train; default: the data set that the teacher's folder records, read as it was then."""
     prediction_type: str = "v_prediction"
@@ -214,7 +214,7 @@ class ConversionConfig(DataConfig, ScheduleConfig, RunConfig):
 
 @dataclasses.dataclass(kw_only=True)
 class ConvertConfig(LoopConfig, ConversionConfig):
-    """Convert an epsilon teacher into a network that can be distilled, at an unchanged step count."""
+    """Make a v or x network of an epsilon teacher, or of a two-headed student, at an unchanged step count."""
 
     ema_decay: float = 0.999
 
