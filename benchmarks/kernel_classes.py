@@ -6,9 +6,11 @@ PyTorch's operations on a CPU, which do not tell a change of layout from one of 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +22,13 @@ ARITHMETIC, NORMALISATION, LAYOUT, CASTS = "arithmetic", "normalisation", "layou
 ELEMENTWISE, REDUCTIONS, OPTIMIZER, COPIES, OTHER = "element-wise", "reductions", "optimizer", "copies", "other"
 CLASSES = (ARITHMETIC, NORMALISATION, LAYOUT, CASTS, ELEMENTWISE, REDUCTIONS, OPTIMIZER, COPIES, OTHER)
 MOST_NAMES = 40
+ROOT = Path(__file__).resolve().parents[1]
 
 # Inductor names a kernel by its kind and by the operations that it fused.
 _INDUCTOR = re.compile(r"triton_(poi|red|per|tem|for|mm)_fused_(.*?)(_\d+)?$")
-_NORMALISATION = r"group_?norm|GroupNorm|layer_?norm|RowwiseMoments|Compute(Fused|Internal|Backward)|GammaBeta|Welford"
+_NORMALISATION = (
+    r"group_?norm|group_moments|GroupNorm|layer_?norm|RowwiseMoments|Compute(Fused|Internal|Backward)|GammaBeta|Welford"
+)
 _CLONES = r"(_?(clone|view|_unsafe_view|permute|transpose|t|slice|expand|unsqueeze|squeeze|reshape))+"
 
 # The first that is found in a name decides. Of PyTorch's element-wise kernels that copy, contiguous ones are
@@ -46,11 +51,25 @@ _RULES: tuple[tuple[str, str], ...] = (
         ELEMENTWISE,
     ),
 )
+_TRITON_FILES = {"group_norm": NORMALISATION, "adamw": OPTIMIZER, "gradient_norm": OPTIMIZER}
 _COMPILED_RULES = tuple((re.compile(pattern), found) for pattern, found in _RULES)
+
+
+@functools.cache
+def _own_triton_kernels() -> dict[str, str]:
+    """The classes of progdistill's Triton kernels, whose names tell little: by the files that they are in."""
+    found = {}
+    for path in sorted((ROOT / "kernels" / "triton").glob("*.py")):
+        group = next((kind for part, kind in _TRITON_FILES.items() if part in path.stem), ELEMENTWISE)
+        for name in re.findall(r"@triton\.jit(?:\([^)]*\))?\s*def (\w+)\(", path.read_text(encoding="utf-8")):
+            found[name] = group
+    return found
 
 
 def kernel_class(name: str) -> str:
     """One of `CLASSES` for a kernel's (demangled) name, a copy's, or that of one of PyTorch's operations."""
+    if name in _own_triton_kernels():
+        return _own_triton_kernels()[name]
     inductor = _INDUCTOR.search(name)
     if inductor:
         return _inductor_class(inductor[1], inductor[2])

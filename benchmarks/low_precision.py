@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from own_update import bfloat16_model
@@ -47,7 +48,7 @@ class RoundedInput(nn.Module):
 
 
 class Autocast(nn.Module):
-    """A U-Net in plain PyTorch under autocast to bfloat16.
+    """A U-Net in plain PyTorch under autocast to bfloat16, which can be trained.
 
     Args:
         network: with float32 weights; copied.
@@ -55,6 +56,9 @@ class Autocast(nn.Module):
             weights twice.
         last_in_float32: the last convolution is not rounded, nor are its weights.
     """
+
+    enabled = True
+    """False: it computes in float32."""
 
     def __init__(self, network: UNet, *, in_two_parts: bool = False, last_in_float32: bool = False) -> None:
         super().__init__()
@@ -67,26 +71,25 @@ class Autocast(nn.Module):
 
     def forward(self, z: Tensor, time: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """As the network."""
-        with torch.autocast(z.device.type, torch.bfloat16):
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=self.enabled):
             return self.textbook(z, time, class_labels)[0]
 
 
 class TwoPartConvolution(nn.Module):
-    """conv(x) as one convolution of bfloat16 numbers of the parts of x that bfloat16 holds and that it loses."""
+    """Under autocast conv(x) as one convolution of the parts of x that bfloat16 holds and that it loses."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2 * conv.in_channels, conv.out_channels, conv.kernel_size, padding=conv.padding)
-        with torch.no_grad():
-            self.conv.weight.copy_(conv.weight.repeat(1, 2, 1, 1))
-            self.conv.bias.copy_(conv.bias)
-        self.conv.to(conv.weight.device)
+        self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) float32 -> bfloat16 under autocast."""
+        """(B, C, H, W) float32."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return self.conv(x)
         high = x.bfloat16()
         low = (x - high.to(x.dtype)).bfloat16()
-        return self.conv(torch.cat((high, low), dim=1))
+        weight = torch.cat((self.conv.weight, self.conv.weight), dim=1)
+        return F.conv2d(torch.cat((high, low), dim=1), weight, self.conv.bias, padding=self.conv.padding)
 
 
 class InFloat32(nn.Module):

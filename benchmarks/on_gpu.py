@@ -100,8 +100,10 @@ STAGES = (
     ),
     Stage("precision-steps", (*PRECISION, "--train-updates", "2000", "--rounds"), 470),
     *(
-        Stage(f"precision-rounds-{steps}", (*PRECISION, "--teacher-steps", "8", "--rounds", steps), 470)
-        for steps in ("64", "256", "1024")
+        Stage(
+            f"precision-rounds-{steps}", (*PRECISION, "--teacher-steps", "8", "--images", "64", "--rounds", steps), 470
+        )
+        for steps in ("16", "64", "256")
     ),
 )
 

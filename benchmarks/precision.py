@@ -24,7 +24,7 @@ from drawn_images import drawn_images
 from low_precision import PACKAGE, precisions
 from machine import describe, one_line
 from options import parsed, parser_of, positive, writer
-from precision_rounds import compare_rounds, harmless
+from precision_rounds import RUNS, compare_rounds, harmless
 from progdistill.core import Denoiser
 from progdistill.data import ImageDataset, open_dataset, to_float
 from progdistill.nets.presets import PRESETS, preset
@@ -88,15 +88,16 @@ def round_line(entry: dict[str, Any]) -> str:
         return f"{1e3 * pair[0]:>8.2f} +- {1e3 * pair[1]:<5.2f}"
 
     runs = entry["runs"]
-    cells = [entry["teacher"], *(run["distance"] for run in runs.values()), runs["bfloat16"]["excess"]]
+    cells = [entry["teacher"], *(run["distance"] for run in runs.values())]
+    cells += [run["excess"] for name, run in runs.items() if name.startswith("bfloat16")]
     return f"{2 * entry['student_steps']:>5} -> {entry['student_steps']:<6}" + " ".join(map(thousandths, cells))
 
 
-def verdict(rounds: list[dict[str, Any]]) -> int | None:
-    """The largest number of student steps up to which bfloat16 harmed no round; None if it harmed the smallest."""
+def verdict(rounds: list[dict[str, Any]], run: str = "bfloat16") -> int | None:
+    """The largest number of student steps up to which that run harmed no round; None if it harmed the smallest."""
     largest = None
     for entry in sorted(rounds, key=lambda entry: entry["student_steps"]):
-        if not harmless(entry, ALLOWED):
+        if run not in entry["runs"] or not harmless(entry, run, ALLOWED):
             break
         largest = entry["student_steps"]
     return largest
@@ -111,15 +112,14 @@ def summary(found: dict[str, Any]) -> list[str]:
     if not found["rounds"]:
         return lines
     lines += ["", f"rounds of {found['updates']} updates: 1000 x distance from the teacher in twice the steps"]
-    heads = ("teacher itself", "float32", "bfloat16", "float32, other data", "bfloat16 - float32")
-    lines.append(f"{'':<14}" + " ".join(f"{head:>17}" for head in heads))
+    heads = ["teacher itself", "float32", "bfloat16", "float32, again", "two parts", "bf16 - fp32", "two - fp32"]
+    lines.append(f"{'':<13}" + " ".join(f"{head:>17}" for head in heads))
     lines += map(round_line, found["rounds"])
-    steps, tried = verdict(found["rounds"]), max(entry["student_steps"] for entry in found["rounds"])
-    if steps is None:
-        lines.append("bfloat16 harmed the round of the fewest steps")
-    else:
+    tried = max(entry["student_steps"] for entry in found["rounds"])
+    for name, steps in found["threshold"]["student_steps"].items():
         more = ", the most that were tried" if steps == tried else ""
-        lines.append(f"bfloat16 harmed no round up to {steps} student steps{more}")
+        upto = "not even that of the fewest steps" if steps is None else f"up to {steps} student steps{more}"
+        lines.append(f"rounds that are not harmed, {name}: {upto}")
     return lines
 
 
@@ -179,7 +179,7 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
         "train_updates": 5 if quick else 1500,
         "teacher_learning_rate": 8e-3 if tiny else 4e-4,
         "teacher_steps": [8, 64] if quick else list(TEACHER_STEPS),
-        "rounds": [2] if quick else [8, 64, 256, 1024],
+        "rounds": [2] if quick else [8, 16, 32, 64, 128, 256],
         "updates": 2 if quick else 200,
         "learning_rate": 2e-3 if tiny else 1e-4,
         "batch_size": 4 if quick else 64,
@@ -202,7 +202,9 @@ def main(words: list[str] | None = None) -> int:
     torch.set_num_threads(arguments.threads)
     save = writer(arguments.output)
     found = run(arguments, save)
-    found["threshold"] = {"student_steps": verdict(found["rounds"]), "allowed": ALLOWED, "bfloat16": PACKAGE}
+    names = [name for name in RUNS if name.startswith("bfloat16")]
+    thresholds = {name: verdict(found["rounds"], name) for name in names}
+    found["threshold"] = {"student_steps": thresholds, "allowed": ALLOWED, "bfloat16": PACKAGE}
     found["summary"] = summary(found)
     print("\n".join(["", *found["summary"]]))
     save(found)

@@ -40,22 +40,31 @@ class Contender(NamedTuple):
 
 def contenders(device: str, caches: Any) -> dict[str, Contender]:
     """All of them by name; `caches` is a folder for what torch.compile keeps."""
-    low = torch.bfloat16 if device == "cuda" else torch.float32
-    mode = "require" if device == "cuda" else False
+    gpu = device == "cuda"
+    low = torch.bfloat16 if gpu else torch.float32
     nchw = partial(_compiled, dtype=low, channels_last=False, caches=caches)
     nhwc = partial(_compiled, dtype=low, channels_last=True, caches=caches)
-    return {
-        "progdistill": Contender(partial(_own, graph=mode), low, _nothing, ours=True),
-        "progdistill without a graph": Contender(partial(_own, graph=False), low, _nothing, ("gpu",), ours=True),
-        "eager": Contender(lambda task, steps, _: StockUpdate(task, low), low, _nothing),
+    found = {
+        "progdistill": Contender(partial(_own, cuda_graph="require" if gpu else False), low, _nothing, ours=True),
+        "progdistill without a graph": Contender(partial(_own, cuda_graph=False), low, _nothing, ("gpu",), ours=True),
+        "eager": Contender(partial(_eager, dtype=low), low, _nothing),
         "torch.compile, NCHW": Contender(_as_it_is, low, nchw, ("compile",)),
         "torch.compile in a CUDA graph, NCHW": Contender(_in_a_graph, low, nchw, ("compile", "gpu")),
         "torch.compile in a CUDA graph, channels_last": Contender(_in_a_graph, low, nhwc, ("compile", "gpu")),
     }
+    if not gpu:
+        own = partial(_own, mixed_precision="bf16")
+        found["progdistill, bfloat16"] = Contender(own, torch.bfloat16, _nothing, ours=True)
+        found["eager, bfloat16"] = Contender(partial(_eager, dtype=torch.bfloat16), torch.bfloat16, _nothing)
+    return found
 
 
-def _own(task: UpdateTask, steps: int, prepared: None, graph: str | bool) -> OwnUpdate:
-    return OwnUpdate(task, cuda_graph=graph).warm_up()
+def _own(task: UpdateTask, steps: int, prepared: None, **settings: Any) -> OwnUpdate:
+    return OwnUpdate(task, **settings).warm_up()
+
+
+def _eager(task: UpdateTask, steps: int, prepared: None, dtype: torch.dtype) -> StockUpdate:
+    return StockUpdate(task, dtype)
 
 
 def _nothing(task: UpdateTask) -> None:

@@ -27,8 +27,8 @@ class NormArguments {
     const int64_t all = channels + others;
     if (channels < 1 || all > cuda::kMostChannels) {
       throw py::value_error(
-          "x has " + std::to_string(channels) + " channels, skip " + std::to_string(others) + "; the kernels take 1 to " +
-          std::to_string(cuda::kMostChannels) + " in all (backend=\"reference\" takes any number)");
+          "x has " + std::to_string(channels) + " channels, skip " + std::to_string(others) +
+          "; the kernels take 1 to " + std::to_string(cuda::kMostChannels) + " in all (backend=\"reference\" takes any number)");
     }
     if (groups < 1 || all % groups != 0) {
       throw py::value_error(

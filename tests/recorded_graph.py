@@ -44,6 +44,7 @@ class CpuRecorder:
 
     def warm_up(self, run):
         run()
+        return []
 
     def record(self, run):
         return RecordedGraph(run)

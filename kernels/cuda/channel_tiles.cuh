@@ -1,8 +1,8 @@
 #pragma once
 
-// How a block of threads walks over channels_last images whose channels lie in two tensors, as if in one. A thread keeps
-// to a column of `Width` neighbouring channels, 8 (16 bytes of bfloat16, twice 16 of float) where numbers of channels
-// and pointers allow, else 1, and goes from pixel to pixel; `rows` threads share a column.
+// How a block of threads walks over channels_last images whose channels lie in two tensors, as if in one. A thread
+// keeps to a column of `Width` neighbouring channels, 8 (16 bytes of bfloat16, twice 16 of float) where numbers of
+// channels and pointers allow, else 1, and goes from pixel to pixel; `rows` threads share a column.
 
 #include "elements.cuh"
 #include "group_norm.h"

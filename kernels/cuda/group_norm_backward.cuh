@@ -79,7 +79,7 @@ template <class Element, int Width>
 __global__ void __launch_bounds__(kThreads, 2) group_norm_sums_kernel(
     const __grid_constant__ GroupNormSize size, const __grid_constant__ GroupNormBackward tensors,
     const __grid_constant__ Chunks chunks, const __grid_constant__ BackwardSums sums) {
-  const Chunk chunk(chunks, size);
+  const Chunk chunk(blockIdx.x, chunks, size);
   const Grid grid = grid_of<Width>(size);
   const int channels = size.all_channels(), of_group = channels / size.groups;
   const float* const rstd = tensors.rstd + chunk.sample * size.groups;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 2) group_norm_sums_kernel(
     }
   });
   __syncthreads();
-  float* const own = sums.of_channels + blockIdx.x * int64_t{2} * channels;
+  float* const own = sums.of_channels + chunk.number * 2 * channels;
   for_each(channels, [&](int channel) {
     const float g = sum_of_rows(of_g, channels, channel, grid.rows);
     const float gh = sum_of_rows(of_gh, channels, channel, grid.rows) * rstd[channel / of_group];
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 2) group_norm_sums_kernel(
     of_gh[channel] = p * gh;
   });
   __syncthreads();
-  float* const group_sums = sums.of_groups + blockIdx.x * int64_t{2} * size.groups;
+  float* const group_sums = sums.of_groups + chunk.number * 2 * size.groups;
   for_each(size.groups, [&](int group) {
     double g = 0.0, gh = 0.0;
     for (int channel = group * of_group; channel < (group + 1) * of_group; ++channel) {
@@ -163,7 +163,7 @@ template <class Element, int Width>
 __global__ void __launch_bounds__(kThreads, 2) group_norm_gradient_kernel(
     const __grid_constant__ GroupNormSize size, const __grid_constant__ GroupNormBackward tensors,
     const __grid_constant__ Chunks chunks, const __grid_constant__ BackwardSums sums) {
-  const Chunk chunk(chunks, size);
+  const Chunk chunk(from_the_end(), chunks, size);
   const Grid grid = grid_of<Width>(size);
   const int channels = size.all_channels(), of_group = channels / size.groups;
   const float* const mean = tensors.mean + chunk.sample * size.groups;
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, 2) group_norm_gradient_kernel(
   });
   if (tensors.dshift == nullptr) return;
   __syncthreads();
-  float* const shift_sums = sums.of_du + blockIdx.x * int64_t{1} * size.channels;
+  float* const shift_sums = sums.of_du + chunk.number * size.channels;
   for_each(size.channels, [&](int channel) {
     shift_sums[channel] = sum_of_rows(of_du, size.channels, channel, grid.rows);
   });

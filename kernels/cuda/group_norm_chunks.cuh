@@ -28,17 +28,21 @@ struct Chunks {
   }
 };
 
-/// The pixels that a block does.
+/// The pixels that a block does. `number` counts the chunks of all samples.
 struct Chunk {
-  int64_t sample;
+  int64_t number, sample;
   int index, begin, end;
 
-  __device__ Chunk(const Chunks& chunks, const GroupNormSize& size)
-      : sample(blockIdx.x / chunks.count),
-        index(blockIdx.x % chunks.count),
+  __device__ Chunk(int64_t number, const Chunks& chunks, const GroupNormSize& size)
+      : number(number),
+        sample(number / chunks.count),
+        index(static_cast<int>(number % chunks.count)),
         begin(index * chunks.pixels),
         end(begin + chunks.pixels_of(index, size)) {}
 };
+
+/// The chunks of a second pass go backwards: what the first has read last may still be in the L2 cache.
+__device__ inline int64_t from_the_end() { return int64_t{gridDim.x} - 1 - blockIdx.x; }
 
 /// The factor that scale_shift puts on a channel of the norm.
 template <class Tensors>

@@ -124,7 +124,7 @@ template <class Element, int Width>
 __global__ void __launch_bounds__(kThreads, 2) group_moments_kernel(
     const __grid_constant__ GroupNormSize size, const __grid_constant__ GroupNormForward tensors,
     const __grid_constant__ Chunks chunks, float* __restrict__ partials) {
-  const Chunk chunk(chunks, size);
+  const Chunk chunk(blockIdx.x, chunks, size);
   const Grid grid = grid_of<Width>(size);
   const int channels = size.all_channels();
   const Table shifts{dynamic_shared()};
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 2) group_moments_kernel(
     deviations[channel] = merged.deviations();
   });
   __syncthreads();
-  float* const own = partials + blockIdx.x * int64_t{2} * size.groups;
+  float* const own = partials + chunk.number * 2 * size.groups;
   const int of_group = channels / size.groups;
   for_each(size.groups, [&](int group) {
     Merged merged(means[group * of_group]);
@@ -216,7 +216,7 @@ template <class Element, int Width>
 __global__ void __launch_bounds__(kThreads, 3) group_norm_apply_kernel(
     const __grid_constant__ GroupNormSize size, const __grid_constant__ GroupNormForward tensors,
     const __grid_constant__ Chunks chunks, const float* __restrict__ partials) {
-  const Chunk chunk(chunks, size);
+  const Chunk chunk(from_the_end(), chunks, size);
   const Grid grid = grid_of<Width>(size);
   const int channels = size.all_channels();
   const AffineTables tables(dynamic_shared(), channels);

@@ -16,9 +16,10 @@ int for_element_and_width(const GroupNormSize& size, bool aligned, Body&& body) 
 }
 
 bool is_valid(const GroupNormSize& size) {
-  return size.pixels > 0 && size.channels > 0 && size.groups > 0 && size.all_channels() % size.groups == 0 &&
-         size.all_channels() <= kMostChannels &&
-         int64_t{size.pixels} * size.all_channels() <= INT32_MAX && (size.dtype == DType::float32 || size.dtype == DType::bfloat16);
+  const int channels = size.all_channels();
+  return size.pixels > 0 && size.channels > 0 && channels <= kMostChannels && size.groups > 0 &&
+         channels % size.groups == 0 && int64_t{size.pixels} * channels <= INT32_MAX &&
+         (size.dtype == DType::float32 || size.dtype == DType::bfloat16);
 }
 
 constexpr size_t bytes_of(int64_t floats) { return static_cast<size_t>(floats) * sizeof(float); }

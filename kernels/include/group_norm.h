@@ -11,8 +11,8 @@
 
 namespace progdistill::cuda {
 
-/// Images (samples, pixels, channels) and (samples, pixels, skip_channels), float32 or bfloat16; less than 2^31 elements
-/// a sample in both together.
+/// Images (samples, pixels, channels) and (samples, pixels, skip_channels), float32 or bfloat16; a sample has less than
+/// 2^31 elements in both together.
 struct GroupNormSize {
   int64_t samples;
   int pixels;

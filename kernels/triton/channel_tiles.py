@@ -146,9 +146,12 @@ def row_stride(per_sample: Tensor | None) -> int:
 
 
 @triton.jit
-def place_chunk(chunks, blocks, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """(sample, chunk, pixels, channels) of this program. Neighbours in memory are neighbours in time."""
-    program = tl.program_id(0)
+def place_chunk(chunks, blocks, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, BACKWARDS: tl.constexpr):
+    """(sample, chunk, pixels, channels) of this program. Neighbours in memory are neighbours in time.
+
+    A second pass goes backwards: what the first one read last may still be in the cache.
+    """
+    program = tl.num_programs(0) - 1 - tl.program_id(0) if BACKWARDS else tl.program_id(0)
     chunk = program // blocks % chunks
     p = chunk * PIXELS + tl.arange(0, PIXELS)
     c = program % blocks * CHANNELS + tl.arange(0, CHANNELS)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from progdistill.ops.triton_kernels.arithmetic import divide, square_root
 from progdistill.ops.triton_kernels.channel_tiles import (
     SIZES,
     Affine,
@@ -140,7 +141,7 @@ def _whole(
     u = tl.where(inside, u - spread_groups(centre, c, g, group)[None, :], 0.0)
     rest = sum_groups(tl.sum(u, axis=0), c, g, group) / count
     variance = sum_groups(tl.sum(u * u, axis=0), c, g, group) / count - rest * rest
-    spread = _reciprocal_root(variance + eps)
+    spread = divide(1.0, square_root(variance + eps))
     own = (g < groups) & (g * group < end)
     tl.store(mean + sample * groups + g, centre + rest, mask=own)
     tl.store(rstd + sample * groups + g, spread, mask=own)
@@ -166,7 +167,7 @@ def _statistics(
 ):
     x_channels, skip_channels = x_units * UNIT, skip_units * UNIT
     channels = x_channels + skip_channels
-    sample, chunk, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS)
+    sample, chunk, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS, False)
     inside = (p < pixels)[:, None] & (c < channels)[None, :]
     u = load_sources(sources, shift_stride, sample, p, c, inside, pixels, x_channels, skip_channels)
     count = tl.minimum(pixels - chunk * PIXELS, PIXELS).to(tl.float32)
@@ -201,7 +202,7 @@ def _merge(
     rest = tl.sum(tl.sum(total, axis=0), axis=0) / count
     variance = tl.sum(tl.sum(squares, axis=0), axis=0) / count - rest * rest
     tl.store(mean + tl.program_id(0), centre + rest)
-    tl.store(rstd + tl.program_id(0), _reciprocal_root(variance + eps))
+    tl.store(rstd + tl.program_id(0), divide(1.0, square_root(variance + eps)))
 
 
 @triton.jit
@@ -234,7 +235,7 @@ def _normalise(
 ):
     x_channels, skip_channels = x_units * UNIT, skip_units * UNIT
     channels = x_channels + skip_channels
-    sample, _, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS)
+    sample, _, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS, True)
     exists = c < channels
     inside = (p < pixels)[:, None] & exists[None, :]
     u = load_sources(sources, shift_stride, sample, p, c, inside, pixels, x_channels, skip_channels)
@@ -249,9 +250,3 @@ def _store_result(y, centred, gain, offset, sample, p, c, inside, pixels, channe
     if SILU:
         value *= tl.sigmoid(value)
     store_tile(y, value, sample, p, c, inside, pixels, channels)
-
-
-@triton.jit
-def _reciprocal_root(x):
-    # Exact to the last bit but one: the square root of Triton is an approximation.
-    return tl.div_rn(1.0, tl.sqrt_rn(x))

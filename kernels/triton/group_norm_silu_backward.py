@@ -208,7 +208,7 @@ def _channel_sums(
 ):
     x_channels, skip_channels = x_units * UNIT, skip_units * UNIT
     channels = x_channels + skip_channels
-    sample, chunk, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS)
+    sample, chunk, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS, False)
     exists = c < channels
     inside = (p < pixels)[:, None] & exists[None, :]
     u = load_sources(sources, shift_stride, sample, p, c, inside, pixels, x_channels, skip_channels)
@@ -278,7 +278,7 @@ def _input_gradient(
 ):
     x_channels, skip_channels = x_units * UNIT, skip_units * UNIT
     channels = x_channels + skip_channels
-    sample, chunk, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS)
+    sample, chunk, p, c = place_chunk(chunks, blocks, PIXELS, CHANNELS, True)
     exists = c < channels
     inside = (p < pixels)[:, None] & exists[None, :]
     u = load_sources(sources, shift_stride, sample, p, c, inside, pixels, x_channels, skip_channels)

@@ -16,6 +16,7 @@ from torch import Tensor
 from progdistill.ops.loss_options import LossOptions
 from progdistill.ops.names import WEIGHTINGS, heads
 from progdistill.ops.rotation import domain
+from progdistill.ops.triton_kernels.arithmetic import divide, square_root
 from progdistill.ops.triton_kernels.elements import head_offsets, load_head, tiles
 from progdistill.ops.triton_kernels.rotation import squared_factor, store_heads
 
@@ -135,20 +136,8 @@ def _penalty(r, huber_c, LOSS_TYPE: tl.constexpr):
         return tl.abs(r), tl.where(r > 0.0, one, tl.where(r < 0.0, -one, r))  # 0 at 0, NaN stays NaN
     else:
         c = tl.full((), huber_c, tl.float64).to(r.dtype)
-        root = _sqrt(tl.fma(r, r, tl.zeros_like(r) + c * c))
-        return _divide(r * r, root + c), _divide(r, root)  # root - c without its cancellation
-
-
-@triton.jit
-def _sqrt(x):
-    # Exact to the last bit: tl.sqrt of float32 is an approximation.
-    return tl.sqrt_rn(x) if x.dtype == tl.float32 else tl.sqrt(x)
-
-
-@triton.jit
-def _divide(a, b):
-    # As above, for the division.
-    return tl.div_rn(a, b) if a.dtype == tl.float32 else a / b
+        root = square_root(tl.fma(r, r, tl.zeros_like(r) + c * c))
+        return divide(r * r, root + c), divide(r, root)  # root - c without its cancellation
 
 
 @triton.jit(do_not_specialize=["elements"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import kernel_classes
 from kernel_classes import CLASSES, OTHER, conversion_share, kernel_class, profiled, summed
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ LAMBDA = "at::native::(anonymous namespace)"
         (f"void at::native::{LAMBDA}::ComputeInternalGradientsCUDAKernel<float>(long, ...)", "normalisation"),
         ("triton_red_fused__to_copy_native_group_norm_silu_4", "normalisation"),
         ("triton_poi_fused_native_group_norm_native_group_norm_backward_silu_17", "normalisation"),
-        ("void progdistill::cuda::(anonymous namespace)::group_norm_apply_kernel<__nv_bfloat16>(...)", "normalisation"),
+        ("void progdistill::cuda::(anonymous namespace)::group_moments_kernel<__nv_bfloat16>(...)", "normalisation"),
         ("void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16, __nv_bfloat16, float, false, true>(...)", "layout copies"),
         ("void cudnn::engines_precompiled::nhwcToNchwKernel<__half, float>(...)", "layout copies"),
         (
@@ -87,6 +88,20 @@ def test_every_kernel_of_progdistill_has_a_class():
             found += 1
             assert kernel_class(f"void progdistill::cuda::(anonymous namespace)::{name}<float>(float*)") != OTHER, name
     assert found > 8
+    assert kernel_class("_distillation_loss") == kernel_class("_coefficients") == "element-wise"
+
+
+def test_triton_kernels_are_known_by_their_files(tmp_path, monkeypatch):
+    folder = tmp_path / "kernels" / "triton"
+    folder.mkdir(parents=True)
+    (folder / "group_norm_silu.py").write_text("@triton.jit\ndef _merge(a):\n    pass\n")
+    (folder / "adamw_ema.py").write_text("@triton.jit(noinline=True)\ndef _update(a):\n    pass\n\ndef host(a): pass\n")
+    monkeypatch.setattr(kernel_classes, "ROOT", tmp_path)
+    kernel_classes._own_triton_kernels.cache_clear()
+    try:
+        assert [kernel_class(name) for name in ("_merge", "_update", "host")] == ["normalisation", "optimizer", "other"]
+    finally:
+        kernel_classes._own_triton_kernels.cache_clear()
 
 
 def test_times_of_one_class_are_summed():

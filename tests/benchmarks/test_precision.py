@@ -72,7 +72,12 @@ def test_two_parts_of_the_input_are_as_good_as_float32():
     x = torch.randn(2, 3, 6, 6)
     exact = conv(x)
     low = conv.bfloat16()(x.bfloat16()).float()
-    two = TwoPartConvolution(conv.float()).bfloat16()(x).float()
+    own = TwoPartConvolution(conv.float())
+    assert torch.equal(own(x), exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        two = own(x)
+    assert two.dtype == torch.bfloat16
+    two = two.float()
     rounded = exact.bfloat16().float()
     assert (two - rounded).norm() < 0.1 * (low - rounded).norm()
     assert torch.equal(RoundedInput(nn.Identity())(x), x.bfloat16().float())
@@ -84,6 +89,9 @@ def test_a_last_layer_in_float32_is_not_rounded():
     with torch.no_grad():
         assert Autocast(model.network)(z, time).dtype == torch.bfloat16
         out = Autocast(model.network, last_in_float32=True)(z, time)
+        exact = Autocast(model.network, in_two_parts=True)
+        exact.enabled = False
+        torch.testing.assert_close(exact(z, time), model.network(z, time), rtol=1e-4, atol=1e-5)
     assert out.dtype == torch.float32 and not torch.equal(out, out.bfloat16().float())
     assert model.network.conv_out.weight.dtype == torch.float32
 
@@ -128,7 +136,7 @@ def test_quick_on_the_cpu(tmp_path, capsys):
     found = json.loads(output.read_text())
     assert [one["teacher_steps"] for one in found["steps"]] == [8, 64]
     (round_,) = found["rounds"]
-    assert set(round_["runs"]) == {"float32", "bfloat16", "float32, other data"}
+    assert list(round_["runs"]) == ["float32", "bfloat16", "float32, other data", "bfloat16, two parts"]
     assert round_["runs"]["float32"]["distance"] != round_["runs"]["bfloat16"]["distance"]
     assert "4 -> 2" in capsys.readouterr().out and found["threshold"]["allowed"] == 0.05
 

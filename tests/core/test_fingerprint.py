@@ -8,6 +8,7 @@ from torch import nn
 
 from progdistill.core import CosineSchedule, Denoiser, TimeMap
 from progdistill.core.fingerprint import model_fingerprint
+from progdistill.core.sampling_plan import SamplingPlan
 
 
 class Network(nn.Module):
@@ -39,6 +40,9 @@ DIFFERENT = {
     "schedule": lambda: MODEL.with_network(MODEL.network, schedule=CosineSchedule(20.0), time_map=MODEL.time_map),
     "time map": lambda: MODEL.with_network(MODEL.network, time_map=TimeMap(MODEL.schedule, scale=1000.0)),
     "classes": lambda: MODEL.with_network(MODEL.network, num_classes=3),
+    "unconditional label": lambda: MODEL.with_network(MODEL.network, unconditional_label=3),
+    "guidance scales": lambda: MODEL.with_network(MODEL.network, guidance_range=(1.0, 5.0)),
+    "sampling plans": lambda: MODEL.with_network(MODEL.network, sampling_plans={1: SamplingPlan((1.5, 0.0))}),
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from progdistill.core import (
     CosineSchedule,
     EDMSchedule,
+    ExponentialSchedule,
     FlowMatchingSchedule,
     TableSchedule,
     TimeMap,
@@ -29,6 +30,7 @@ SCHEDULES = [
     TableSchedule.from_diffusers({"rescale_betas_zero_snr": True}),
     TableSchedule((0.9, 0.5, 0.0)),
     EDMSchedule(),
+    ExponentialSchedule(),
     EDMSchedule(sigma_min=0.01, sigma_max=50.0, rho=3.0),
     FlowMatchingSchedule(),
 ]
@@ -162,6 +164,13 @@ def test_edm_is_equation_5():
     close(torch.tan(EDMSchedule().angle(torch.tensor(1 - i / (steps - 1)))), sigma, 1e-10)
 
 
+def test_exponential_is_what_edm_tends_to():
+    log_sigma = torch.log(torch.tan(ExponentialSchedule(0.01, 50.0).angle(times())))
+    close(log_sigma, np.log(0.01) + times().numpy() * np.log(5000), 1e-10)
+    phi = EDMSchedule(0.01, 50.0, rho=1e7).angle(times())
+    torch.testing.assert_close(ExponentialSchedule(0.01, 50.0).angle(times()), phi, rtol=1e-5, atol=0)
+
+
 def test_flow_matching_is_the_straight_line():
     t, x, eps = times().numpy(), 0.7, -1.3
     schedule = FlowMatchingSchedule()
@@ -251,6 +260,7 @@ def test_a_time_map_with_one_bound():
         (lambda: EDMSchedule(sigma_min=0.0), ["sigma_min=0.0", "0 < sigma_min < sigma_max"]),
         (lambda: EDMSchedule(sigma_max=math.inf), ["inf"]),
         (lambda: EDMSchedule(rho=0.0), ["rho > 0"]),
+        (lambda: ExponentialSchedule(sigma_max=0.001), ["sigma_max=0.001", "0 < sigma_min < sigma_max"]),
         (lambda: TableSchedule((0.5,)), ["at least two", "got 1 values"]),
         (lambda: TableSchedule((0.5, 0.5)), ["fall strictly"]),
         (lambda: TableSchedule((1.0, 0.5)), ["[0, 1)", "(1.0,)"]),
@@ -258,7 +268,7 @@ def test_a_time_map_with_one_bound():
         (lambda: TableSchedule((0.5, math.nan)), ["nan"]),
         (lambda: TableSchedule.from_diffusers({"beta_schedule": "sigmoid"}), ["'sigmoid'", "scaled_linear"]),
         (lambda: PURE.grid(0), ["0 sampling steps", "at least 1"]),
-        (lambda: schedule_from_dict({"kind": "sine"}), ["'sine'", "cosine, table, edm, flow_matching"]),
+        (lambda: schedule_from_dict({"kind": "sine"}), ["'sine'", "cosine, table, edm, exponential, flow_matching"]),
         (lambda: schedule_from_dict({}), ["None"]),
         (lambda: schedule_from_dict({"kind": "cosine", "slope": 1}), ["'cosine'", "slope"]),
         (lambda: schedule_from_dict({"kind": "table"}), ["'table'", "alphas_cumprod"]),

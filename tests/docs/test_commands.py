@@ -28,6 +28,7 @@ SMALL = {
     "--updates-per-round": "1",
     "--updates": "1",
     "--iterations": "4",
+    "--guidance-updates": "1",
     "--validation-images": "2",
     "--num-images": "8",
     "--nproc_per_node": "2",
@@ -52,7 +53,7 @@ PAGES = sorted(path.name for path in DOCS.glob("*.md") if commands(path.name))
 
 
 def test_there_are_pages_with_commands():
-    assert {"options.md", "checkpoints.md", "multi-gpu.md", "reproducing.md"} <= set(PAGES)
+    assert {"options.md", "guidance.md", "checkpoints.md", "multi-gpu.md", "reproducing.md"} <= set(PAGES)
 
 
 def small(arguments, command):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interop import models
+from progdistill.core import FlowMatchingSchedule, TimeMap
 from progdistill.interop import load, save
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -89,6 +90,7 @@ def test_offsets_beyond_the_file(folder):
         {"layers_per_block": 10**9},
         {"num_class_embeds": 10**15},
         {"time_embedding_dim": 10**10},
+        {"guidance_embed_dim": 10**12},
         {"time_embedding_type": "learned", "num_train_timesteps": 10**14},
     ],
 )
@@ -98,6 +100,9 @@ def test_a_configuration_that_claims_a_giant(folder, changes):
     if "num_class_embeds" in changes:
         manifest = json.loads((folder / MANIFEST).read_text())
         (folder / MANIFEST).write_text(json.dumps({**manifest, "num_classes": 10}))
+    if "guidance_embed_dim" in changes:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).write_text(json.dumps({**manifest, "guidance_range": [1, 5]}))
     refused(folder, CONFIG, "in all")
 
 
@@ -175,6 +180,12 @@ def test_broken_json(folder, file, text):
         ({"sample_shape": [3, 8, -8]}, "sample_shape is -8"),
         ({"num_classes": 10}, "neither know classes"),
         ({"num_classes": True}, "num_classes is True"),
+        ({"unconditional_label": "none"}, "unconditional_label is 'none'"),
+        ({"unconditional_label": -1}, "unconditional_label is -1"),
+        ({"unconditional_label": 0}, "num_class_embeds None"),
+        ({"guidance_range": [1, 5]}, "either both or neither know a guidance scale"),
+        ({"guidance_range": [0.5, 5]}, "both at least 1"),
+        ({"guidance_range": 5}, MANIFEST),
         ({"valid_steps": [0]}, "valid_steps is 0"),
         ({"valid_steps": 4}, "valid_steps is 4"),
         ({"students": []}, MANIFEST),
@@ -189,11 +200,39 @@ def test_wrong_fields_of_the_manifest(folder, changes, fragment):
     refused(folder, MANIFEST, fragment)
 
 
+@pytest.mark.parametrize(
+    "changes, fragment",
+    [
+        ({"time_map": {"scale": 1024}}, "'schedule' is missing"),
+        ({"time_map": {"schedule": {"kind": "cosine"}, "scale": "much"}}, "own_time"),
+        ({"time_map": None}, "own_time"),
+        ({"num_train_timesteps": -1}, "num_train_timesteps"),
+    ],
+)
+def test_wrong_times_behind_a_table(tmp_path, changes, fragment):
+    times = TimeMap(FlowMatchingSchedule(), scale=1.0, offset=0.0)
+    folder = save(models.denoiser(time_map=times), tmp_path / "model")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    own_time = {**manifest["own_time"], **changes}
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "own_time": own_time}))
+    refused(folder, MANIFEST, fragment)
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "own_time": 3}))
+    refused(folder, MANIFEST, "own_time")
+    plain = save(models.denoiser(), tmp_path / "plain")
+    of_another = json.loads((plain / MANIFEST).read_text())
+    (plain / MANIFEST).write_text(json.dumps({**of_another, "own_time": manifest["own_time"]}))
+    refused(plain, MANIFEST, "time_embedding_type is 'positional'")
+
+
 def test_missing_fields_of_the_manifest(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
-    for name in set(manifest) - {"progdistill_version", "diffusers"}:
+    optional = {"unconditional_label", "guidance_range"}  # of models from before there was guidance
+    for name in set(manifest) - {"progdistill_version", "diffusers", *optional}:
         (folder / MANIFEST).write_text(json.dumps({key: value for key, value in manifest.items() if key != name}))
         refused(folder, MANIFEST, f"'{name}' is missing")
+    (folder / MANIFEST).write_text(json.dumps({key: value for key, value in manifest.items() if key not in optional}))
+    model = load(folder)
+    assert model.unconditional_label is None and model.guidance_range is None
 
 
 def mutated(content, rng):

@@ -137,6 +137,29 @@ def conditional(**architecture):
     return {"network": models.unet(**architecture), "num_classes": 10}
 
 
+LEARNED = {"network": models.unet(time_embedding_type="learned", num_train_timesteps=1024)}
+
+
+@pytest.mark.parametrize(
+    "steps, description",
+    [
+        (4, {"time_map": own_map(LINEAR)}),
+        (8, {"schedule": LINEAR}),
+        (3, {"valid_steps": (4, 3)}),
+        (16, {"valid_steps": (16,), "schedule": LINEAR, "time_map": own_map(LINEAR)}),
+        (1, {"time_map": TimeMap(PURE, minimum=0.0, maximum=1000.0)}),
+        (2, {"time_map": TimeMap(CLIPPED)}),
+        (2, {"schedule": CLIPPED, "time_map": own_map(LINEAR), "valid_steps": (2, 1)}),
+    ],
+)
+def test_times_that_diffusers_does_not_pass_are_in_the_saved_folder(tmp_path, steps, description):
+    model = models.denoiser(**description)
+    folder = save(model, tmp_path / "model")
+    ours = our_images(model, steps, 1)
+    assert_same_images(ours, their_images(folder, steps, 1))
+    assert torch.equal(our_images(load(folder), steps, 1), ours)
+
+
 @pytest.mark.parametrize(
     "description, reason",
     [
@@ -144,12 +167,8 @@ def conditional(**architecture):
         ({"prediction_type": "epsilon", "schedule": ZERO_SNR, "time_map": own_map(ZERO_SNR)}, "SNR 0"),
         (two_headed(), "two-headed"),
         ({"valid_steps": (2048,)}, "2048 steps"),
-        ({"valid_steps": (4, 3)}, "of 3 steps"),
-        ({"valid_steps": (16,), "schedule": LINEAR, "time_map": own_map(LINEAR)}, "1000 is no multiple"),
-        ({"time_map": own_map(LINEAR)}, "time input"),
-        ({"schedule": LINEAR}, "1000 t - 1"),
-        ({"time_map": TimeMap(PURE, minimum=0.0, maximum=1000.0)}, "time input"),
-        ({"time_map": TimeMap(CLIPPED)}, "time input"),
+        ({"valid_steps": (4, 3), **LEARNED}, "of 3 steps"),
+        ({"time_map": own_map(LINEAR), **LEARNED}, "its own table of times"),
         ({**conditional(num_class_embeds=10), "sample_shape": (3, 8, 16)}, "square"),
         (conditional(class_embed_type="timestep"), "class_embed_type='timestep'"),
     ],

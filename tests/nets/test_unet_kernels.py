@@ -17,13 +17,13 @@ from progdistill.nets.bfloat16_twin import bfloat16_twin
 from progdistill.nets.pending_sum import sums_wait
 from progdistill.nets.unet import UNet
 from progdistill.ops import backends
-from triton_interpreter import round_to_nearest
+from triton_interpreter import round_as_gpus
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LAST = torch.channels_last
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 if INTERPRETED:
-    round_to_nearest()
+    round_as_gpus()
 
 
 def network(name: str) -> UNet:

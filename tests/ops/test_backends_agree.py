@@ -176,13 +176,7 @@ def test_channels_last_gives_the_same_numbers(backend, shape, prediction_type, d
     torch.testing.assert_close(loss, other_loss, rtol=1e-6, atol=0)  # summed in another order
 
 
-def needs_rounding(backend):
-    if backend.interpreted:
-        pytest.skip("Triton's interpreter truncates where the GPU rounds")
-
-
 def test_bfloat16_gradients_are_rounded_to_nearest_even(backend):
-    needs_rounding(backend)
     shape, phis = (4, 3, 32, 32), angles(4, 2)
     (z,), (pred,) = images(1, shape), images(1, shape, dtype=torch.bfloat16, seed=1)
     outs = images(2, shape, seed=2)
@@ -193,7 +187,6 @@ def test_bfloat16_gradients_are_rounded_to_nearest_even(backend):
 
 
 def test_ties_of_bfloat16_gradients_go_to_even(backend):
-    needs_rounding(backend)
     # Two elements a sample and an unweighted v error: the gradient is pred - target itself.
     target = 1 + torch.arange(256).reshape(128, 2) / 256
     zero, phi = torch.zeros_like(target), torch.full((128,), 0.5, dtype=torch.float64)

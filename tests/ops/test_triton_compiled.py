@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from progdistill.ops import backends
+from progdistill.ops.adamw_ema import AdamWOptions
 from progdistill.ops.loss_options import LossOptions
 from triton_launches import split
 
@@ -172,6 +173,33 @@ def test_without_gradient_nothing_but_the_loss_is_written(launches):
     z = images()
     triton("prediction_loss", z, z, z, angles(0)[0], "v_prediction", options(need_grad=False))
     assert launches[-1].accesses("st") == ["b32"]
+
+
+def test_state_of_the_optimizer_moves_by_16_bytes(launches):
+    """All of it in one launch, whatever the number of parameters; no addresses are copied from the host."""
+    rows = {name: [torch.zeros(shape) for shape in ((64, 3, 3, 3), (64,), (129, 257), (5,))] for name in "pmve"}
+    number = torch.tensor
+    given = (1, number(1), 0.0, number(1e-3), 0.9, 0.999, 1e-8, 0.01, number(2.0), 1.0, 0.99, None)
+    for dtype, vectors in ((torch.float32, 2), (torch.bfloat16, 1)):
+        launches.clear()
+        grads, twins = ([param.to(kind) for param in rows["p"]] for kind in (dtype, torch.bfloat16))
+        state = (rows["p"], grads, rows["m"], rows["v"], rows["e"], twins)
+        triton("adamw_ema", *state, AdamWOptions(*given))
+        assert [launch.name for launch in launches] == ["_store_factors", "_write", "_adamw_ema"]
+        assert len(split(launches[-1].accesses("ld"))[0]) == 8 + vectors
+        assert len(split(launches[-1].accesses("st"))[0]) == 8 + 1
+        assert not re.search(r"approx|div\.full", launches[-1].ptx)
+        triton("gradient_norm", grads)
+        assert [launch.name for launch in launches[3:]] == ["_write", "_sums_of_squares", "_root_of_sum"]
+        assert len(split(launches[4].accesses("ld"))[0]) == vectors
+        assert not any(re.search(r"\b(atom|red)\.", launch.ptx) for launch in launches)
+
+
+def test_another_place_of_a_gradient_needs_no_other_kernel(launches):
+    room = torch.zeros(4096)
+    for start in (0, 16, 1024, 2048):
+        triton("gradient_norm", [room[start : start + 8], room[start + 8 : start + 100]])
+    assert len({launch.ptx for launch in launches}) == 3
 
 
 def test_another_batch_needs_no_other_kernels(launches):

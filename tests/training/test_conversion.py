@@ -26,7 +26,8 @@ from progdistill.training.conversion_objective import (
     known_angles,
     teacher_share,
 )
-from progdistill.training.converted_student import converted_student, output_factors
+from progdistill.training.converted_student import converted_student
+from progdistill.training.plain_unet import output_factors
 
 SHAPE = (1, 2, 2)
 MIXTURE = {"means": [-0.7, 0.4], "stds": [0.15, 0.3], "weights": [0.3, 0.7]}
@@ -51,7 +52,7 @@ def settings(**changes):
 
 def batch(count=256):
     x = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    return Batch(x, torch.arange(count), 5, 5, None)
+    return Batch(x, torch.arange(count), 5, None)
 
 
 def state_of(batch, phi):

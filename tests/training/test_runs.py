@@ -299,6 +299,7 @@ def test_a_checkpoint_of_torch_s_optimizer_resumes():
         ({"updates_at": {3: 5}}, r"updates_at names \[3\]"),
         ({"train_batch_size": 9, "gradient_accumulation_steps": 2}, "does not divide into 2"),
         ({"ema_decay": 1.0}, r"ema_decay is 1.0; it lies in \[0, 1\)"),
+        ({"cuda_graph": "yes"}, 'cuda_graph is .yes.; use "auto", "require" or False'),
         ({"weighting": "best"}, "unknown weighting 'best'"),
         ({"checkpoints_total_limit": 1}, "at least 2"),
     ],

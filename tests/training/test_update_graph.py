@@ -1,5 +1,6 @@
 """Updates as graphs: the bits of updates without them, on the CPU with a stand-in that repeats recorded operations."""
 
+import copy
 import json
 import sys
 import warnings
@@ -167,6 +168,21 @@ class Reading(nn.Module):
         return self.conv(z) * (2.0 if float(time.mean()) > 0 else 1.0)
 
 
+def test_a_host_that_waits_is_not_captured(recorders, tmp_path, monkeypatch):
+    """A capture that fails leaves torch in a bad state, so it is not tried."""
+
+    def warm_up(self, run):
+        run()
+        return ["network.py, line 7", "another"]
+
+    monkeypatch.setattr(update_graph.CudaRecorder, "warm_up", warm_up)
+    with pytest.warns(UserWarning, match=r"cannot be captured \(the host waits for the device: network.py, line 7\)"):
+        teacher_run(tmp_path / "auto")
+    with pytest.raises(RuntimeError, match="the host waits for the device: network.py, line 7"):
+        teacher_run(tmp_path / "required", cuda_graph="require")
+    assert [recorder.recorded for recorder in recorders] == [0, 0]
+
+
 def test_a_read_by_the_host_is_found_when_it_is_recorded(recorders, tmp_path):
     options = {"network": Reading(), "class_conditional": False}
     with pytest.raises(RuntimeError, match="_local_scalar_dense while a graph is recorded"):
@@ -190,3 +206,75 @@ def test_networks_of_ones_own_and_other_processes_are_said_beforehand(monkeypatc
         assert not made(ours, "auto").wanted
     with pytest.raises(ValueError, match="2 processes exchange"):
         made(ours, True)
+
+
+@pytest.fixture
+def deterministic():
+    """Kernels whose sums have a fixed order, as far as there are any."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.backends.cudnn.deterministic = before[1]
+
+
+GPU_SETTINGS = {"float32": {"mixed_precision": "no"}, "bf16": {}, **{k: SETTINGS[k] for k in list(SETTINGS)[2:]}}
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("cached", [True, False], ids=["images on the GPU", "images read ahead"])
+@pytest.mark.parametrize("settings", GPU_SETTINGS.values(), ids=GPU_SETTINGS)
+def test_captured_updates_have_the_bits_of_eager_ones(deterministic, tmp_path, monkeypatch, settings, cached):
+    if not cached:
+        monkeypatch.setenv("PROGDISTILL_DEVICE_CACHE_BYTES", "0")
+    runs = {"eager": False, "graphs": "require"}
+    teachers = {name: teacher_run(tmp_path / name, "cuda", cuda_graph=mode, **settings) for name, mode in runs.items()}
+    assert torch.equal(weights(teachers["eager"]), weights(teachers["graphs"]))
+    assert lines(tmp_path / "eager") == lines(tmp_path / "graphs")
+    students = {
+        name: student_run(teachers["eager"], tmp_path / f"students {name}", "cuda", cuda_graph=mode, **settings)
+        for name, mode in runs.items()
+    }
+    assert torch.equal(weights(students["eager"]), weights(students["graphs"]))
+    assert lines(tmp_path / "students eager") == lines(tmp_path / "students graphs")
+
+
+@pytest.mark.gpu
+@gpu
+def test_captured_runs_resume_with_the_bits_of_eager_ones(deterministic, tmp_path, monkeypatch):
+    whole = teacher_run(tmp_path / "whole", "cuda", cuda_graph=False)
+    write, count = MetricsLog.write, iter(range(1, 100))
+
+    def interrupting(self, record):
+        if next(count) == 2:
+            raise Interrupted
+        write(self, record)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(MetricsLog, "write", interrupting)
+        teacher_run(tmp_path / "run", "cuda", cuda_graph="require")
+    resumed = teacher_run(tmp_path / "run", "cuda", cuda_graph="require")
+    assert torch.equal(weights(whole), weights(resumed))
+    assert lines(tmp_path / "whole") == lines(tmp_path / "run")
+
+
+class ReadingUNet(UNet):
+    def forward(self, sample, timestep, class_labels=None):
+        return super().forward(sample * (1.0 if float(timestep.mean()) < 2000 else 2.0), timestep, class_labels)
+
+
+@pytest.mark.gpu
+@gpu
+def test_on_a_gpu_a_read_by_the_host_makes_updates_eager(deterministic, tmp_path):
+    torch.manual_seed(0)
+    network = ReadingUNet(tiny.NETWORK)
+    options = {"class_conditional": False}
+    copies = [copy.deepcopy(network) for _ in range(3)]
+    eager = teacher_run(tmp_path / "eager", "cuda", network=copies[0], cuda_graph=False, **options)
+    with pytest.warns(UserWarning, match="without CUDA graphs: an update cannot be captured"):
+        fallen_back = teacher_run(tmp_path / "auto", "cuda", network=copies[1], **options)
+    assert torch.equal(weights(eager), weights(fallen_back))
+    with pytest.raises(RuntimeError):
+        teacher_run(tmp_path / "required", "cuda", network=copies[2], cuda_graph="require", **options)

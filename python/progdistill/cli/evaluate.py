@@ -23,7 +23,7 @@ from progdistill.metrics import (
     train_classifier,
 )
 from progdistill.metrics.compare import arithmetic_device, bank_for, checked_metrics, needs_features, needs_reference
-from progdistill.sampling.sample import student_for
+from progdistill.sampling.arguments import checked_guidance, student_for
 from progdistill.training.config import DataConfig
 from progdistill.training.device import choose_device
 
@@ -42,6 +42,8 @@ class EvaluateConfig(DataConfig):
     """frechet, kernel, precision_recall, density_coverage, sliced_wasserstein, inception_score."""
     steps: tuple[int, ...] = ()
     """Step counts to measure; default: those that the student and its kept siblings have, 1 2 4 8 for a teacher."""
+    guidance_scale: float | None = None
+    """Of the generated images, as diffusers counts it (1: none), for models that can be guided."""
     num_images: int = 5000
     """Generated images for one figure."""
     seeds: int = 3
@@ -74,6 +76,7 @@ def run(arguments: list[str]) -> None:
         steps = config.steps or _step_counts(model)
         for count in steps:
             student_for(model, count)
+        checked_guidance(config.guidance_scale, 1, model)
     dataset = None if config.data is None else open_dataset(config.data, **config.reading_options())
     features, facts = _features(config, dataset)
     features.to(device)
@@ -104,6 +107,8 @@ def _check(config: EvaluateConfig) -> None:
         raise ValueError("without --features a classifier is trained on the data set: name one with --data")
     if config.per_class and config.images is not None:
         raise ValueError("--per-class measures a class-conditional --model; leave it out with --images")
+    if config.guidance_scale is not None and config.images is not None:
+        raise ValueError("--guidance-scale is for the images that a --model makes; leave it out with --images")
     if config.save_classifier is not None and not trains:
         raise ValueError("--save-classifier saves a classifier that is trained here; leave out --features")
 
@@ -123,13 +128,16 @@ def _of_model(
     print(f"{features_name(features)}, {config.num_images} images, {config.seeds} sets of seeds: mean ± deviation")
     names, found, by_class = metric_names(features), {}, {}
     for count in steps:
-        measure = meter.measure_classes if config.per_class else lambda *of: (meter.measure_all(*of), {})
-        qualities, of_classes = measure(model, count)
+        options = {"guidance_scale": config.guidance_scale}
+        if config.per_class:
+            qualities, of_classes = meter.measure_classes(model, count, **options)
+        else:
+            qualities, of_classes = meter.measure_all(model, count, **options), {}
         found[str(count)] = _said(qualities, f"{count:>5} steps", names)
         by_class[str(count)] = {
             str(label): _said(own, f"{count:>5} steps, class {label}", names) for label, own in of_classes.items()
         }
-    counts = {"num_images": config.num_images, "seeds": config.seeds}
+    counts = {"num_images": config.num_images, "seeds": config.seeds, "guidance_scale": config.guidance_scale}
     classes = {"classes": by_class} if config.per_class else {}
     return {**_reference_facts(meter.reference_set), **counts, "steps": found, **classes}
 

@@ -10,7 +10,7 @@ import torch
 
 from progdistill.cli.arguments import parse
 from progdistill.core import Denoiser
-from progdistill.interop import export_diffusers, load
+from progdistill.interop import baked_guidance, export_diffusers, load
 from progdistill.sampling import Exported, export_onnx, export_program
 from progdistill.sampling.arguments import student_for
 from progdistill.sampling.exported import TOLERANCE
@@ -35,6 +35,8 @@ class ExportConfig:
     """onnx, torch: float: (B, C, H, W) in [-1, 1]; uint8: (B, H, W, C) pixels."""
     clip: float | None = None
     """onnx, torch: bound of |x| at each step; none: as plain diffusers samples."""
+    guidance_scale: float | None = None
+    """For a student that takes one: the scale that is fixed in the weights, as diffusers counts it (1: none)."""
     opset: int | None = None
     """onnx: version of the operators; none: torch's choice."""
     device: str | None = None
@@ -60,7 +62,12 @@ def run(arguments: list[str]) -> None:
     for name in sorted({name for _, names in FORMATS.values() for name in names} - set(own)):
         if getattr(config, name) != defaults[name]:
             raise ValueError(f"--{name.replace('_', '-')} means nothing to --format {config.format}; leave it out")
-    print(write(load(config.model, device=config.device), config))
+    model = load(config.model, device=config.device)
+    if config.guidance_scale is not None:
+        if config.steps is not None or config.format != "diffusers":
+            model = student_for(model, _steps(config))
+        model = baked_guidance(model, config.guidance_scale)
+    print(write(model, config))
 
 
 def _onnx(model: Denoiser, config: ExportConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import signal
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,9 +30,10 @@ from progdistill.data.parted_output import PartedOutput, Plan
 from progdistill.data.writer_thread import WriterThread
 from progdistill.interop import load
 from progdistill.report import image_grid
-from progdistill.sampling.arguments import student_for
+from progdistill.sampling.arguments import checked_guidance, student_for
 from progdistill.sampling.parts import Pixels, sample_parts
 from progdistill.sampling.sampler import default_dtype
+from progdistill.sampling.solvers import FittedSolver, chosen_solver
 from progdistill.training.device import choose_device
 from progdistill.training.stopping import RunInterrupted, StopRequest
 
@@ -54,10 +56,18 @@ class SampleConfig:
     """Seed of the first image; the others follow."""
     class_labels: tuple[int, ...] = ()
     """The images' classes, in turn, for class-conditional models: one for all, or several; default: all in turn."""
+    guidance_scale: float | None = None
+    """Of classifier-free guidance, as diffusers counts it: 1 is none. Students that were distilled with guidance need
+    it; teachers that were trained with label_dropout take it."""
     sampler: str = "ddim"
-    """ddim or stochastic."""
+    """ddim, stochastic or double_step."""
     gamma: float = 0.5
     """Noise level of the stochastic sampler, 0 to 1."""
+    solver: str | None = None
+    """For a teacher, a solver instead of the sampler: heun, dpmpp_3m, ipndm, unipc_3 ..., or the .json file of
+    fit-solver."""
+    grid: str = "trailing"
+    """Where a named solver's steps are: trailing, linspace, polynomial or logsnr."""
     clip: float | None = None
     """Bound of |x| at each step; none: as plain diffusers samples."""
     max_batch_size: int = 256
@@ -78,8 +88,10 @@ def run(arguments: list[str]) -> None:
     _check(config)
     make_format = _format_of(config)
     model = student_for(load(config.model, device=choose_device(config.device)), config.steps)
+    checked_guidance(config.guidance_scale, 1, model)
+    solver = _solver(config, model)
     images = ImageSet(config.num_images, _shape(model), config.seed, _labels(config, model))
-    output = PartedOutput(config.output, make_format, images, _settings(config, model))
+    output = PartedOutput(config.output, make_format, images, _settings(config, model, solver))
     environment = _environment(config, model)
     plan = on_main_process(lambda: output.open(config.max_batch_size, environment, overwrite=config.overwrite))
     if plan.finished:
@@ -87,7 +99,7 @@ def run(arguments: list[str]) -> None:
         return
     _say_what_is_there(config, plan)
     try:
-        _make(config, model, images, output, plan)
+        _make(config, model, solver, images, output, plan)
     except BaseException:
         if is_main_process():
             output.discard_if_empty()
@@ -98,15 +110,25 @@ def run(arguments: list[str]) -> None:
     print(f"{config.num_images} images in {config.output}" + (f", {made} of them new" if made < images.count else ""))
 
 
-def _make(config: SampleConfig, model: Denoiser, images: ImageSet, output: PartedOutput, plan: Plan) -> None:
+def _make(
+    config: SampleConfig,
+    model: Denoiser,
+    solver: str | FittedSolver | None,
+    images: ImageSet,
+    output: PartedOutput,
+    plan: Plan,
+) -> None:
     made = sample_parts(
         model,
         config.steps,
         _share(plan),
         seed=config.seed,
         class_labels=images.labels,
+        guidance_scale=config.guidance_scale,
         sampler=config.sampler,
         gamma=config.gamma,
+        solver=solver,
+        grid=config.grid,
         clip=config.clip,
         max_batch_size=config.max_batch_size,
         dtype=_dtype(config, model),
@@ -162,6 +184,33 @@ def _check(config: SampleConfig) -> None:
     for name in ("num_images", "max_batch_size", "columns"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; use a number from 1 up")
+    named = config.solver is not None and not config.solver.endswith(".json")
+    if config.grid != "trailing" and not named:
+        raise ValueError(f"--grid {config.grid} is for a --solver by name; a fitted one has its own, ddim is trailing")
+    if config.solver is not None and config.sampler != "ddim":
+        raise ValueError(f"--solver {config.solver} takes the place of --sampler {config.sampler}: give one of them")
+    if config.solver is not None and config.mixed_precision == "bf16":
+        raise ValueError("--solver computes in float32; leave --mixed-precision bf16 out")
+
+
+def _solver(config: SampleConfig, model: Denoiser) -> str | FittedSolver | None:
+    """What `sample` takes for one; says what an image costs."""
+    if config.solver is None:
+        return None
+    if config.solver.endswith(".json"):
+        solver = FittedSolver.load(config.solver)
+        if solver.steps != config.steps:
+            raise ValueError(f"{config.solver} was fitted for {solver.steps} steps; pass --steps {solver.steps}")
+        if model.valid_steps is not None:
+            raise ValueError(f"--solver is for teachers, but this student was distilled for {model.valid_steps} steps")
+        calls = solver.network_calls(model)
+    else:
+        solver = config.solver
+        calls = chosen_solver(model, solver, config.steps, config.grid).network_calls
+    twice = config.guidance_scale is not None and model.guidance_range is None
+    if is_main_process():
+        print(f"{config.solver}: {calls} network calls an image" + (", twice that for the guidance" if twice else ""))
+    return solver
 
 
 def _format_of(config: SampleConfig) -> Callable[[ImageSet, Path], OutputFormat]:
@@ -199,18 +248,26 @@ def _listed(labels: Sequence[int]) -> str:
     return " ".join(map(str, labels))
 
 
-def _settings(config: SampleConfig, model: Denoiser) -> dict[str, Any]:
-    """All that the images depend on, by the options' names."""
+def _settings(config: SampleConfig, model: Denoiser, solver: str | FittedSolver | None) -> dict[str, Any]:
+    """All that the images depend on, by the options' names; younger options only where they are given."""
     names = ["steps", "num_images", "seed", "class_labels", "sampler", "clip"]
     names += ["gamma"] * (config.sampler == "stochastic") + ["columns"] * config.output.lower().endswith(".png")
     found = {"model": model_fingerprint(model), "dtype": str(_dtype(config, model)).removeprefix("torch.")}
+    names += ["guidance_scale"] * (config.guidance_scale is not None) + ["grid"] * isinstance(solver, str)
+    if solver is not None:
+        found["solver"] = solver if isinstance(solver, str) else _fingerprint(solver)
     return {**found, **{name: getattr(config, name) for name in names}}
+
+
+def _fingerprint(solver: FittedSolver) -> str:
+    numbers = repr((solver.phis, solver.kappas, sorted(solver.options.items())))
+    return f"{solver.solver}, fitted: {hashlib.sha256(numbers.encode()).hexdigest()[:16]}"
 
 
 def _dtype(config: SampleConfig, model: Denoiser) -> torch.dtype:
     """Settled here, for a run that goes on elsewhere must not change it."""
     if config.mixed_precision == "auto":
-        with_graphs = model.device.type == "cuda" and config.sampler == "ddim"
+        with_graphs = model.device.type == "cuda" and config.sampler == "ddim" and config.solver is None
         return default_dtype(model) if with_graphs else torch.float32
     return torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
 

@@ -7,6 +7,7 @@ from progdistill.core.sampling_plan import SamplingPlan
 from progdistill.core.schedules import (
     CosineSchedule,
     EDMSchedule,
+    ExponentialSchedule,
     FlowMatchingSchedule,
     Schedule,
     TableSchedule,
@@ -20,6 +21,7 @@ __all__ = [
     "CosineSchedule",
     "Denoiser",
     "EDMSchedule",
+    "ExponentialSchedule",
     "FlowMatchingSchedule",
     "SamplingPlan",
     "Schedule",

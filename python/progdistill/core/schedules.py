@@ -198,6 +198,31 @@ class EDMSchedule(Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
+class ExponentialSchedule(Schedule):
+    """tan(phi) = sigma from sigma_min to sigma_max with log(sigma) linear in t: EDM's schedule for rho to infinity.
+
+    The state is the variance-preserving one. Networks that are told log(sigma) have it in their time map.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    kind: ClassVar[str] = "exponential"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"need 0 < sigma_min < sigma_max; got {self}")
+
+    def angle(self, time: Tensor | float) -> Tensor:
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return torch.atan(torch.exp(low + as_float64(time) * (high - low)))
+
+    def time(self, phi: Tensor | float) -> Tensor:
+        """Extrapolated beyond the ends, infinite at angle 0."""
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return (torch.log(torch.tan(as_float64(phi))) - low) / (high - low)
+
+
+@dataclasses.dataclass(frozen=True)
 class FlowMatchingSchedule(Schedule):
     """The straight path z = (1 - t) x + t eps: tan(phi) = t / (1 - t); own state = VP state / (cos + sin)."""
 
@@ -217,7 +242,8 @@ class FlowMatchingSchedule(Schedule):
         return 1.0 / (torch.sin(phi) + torch.cos(phi))
 
 
-_KINDS = {cls.kind: cls for cls in (CosineSchedule, TableSchedule, EDMSchedule, FlowMatchingSchedule)}
+_CLASSES = (CosineSchedule, TableSchedule, EDMSchedule, ExponentialSchedule, FlowMatchingSchedule)
+_KINDS = {cls.kind: cls for cls in _CLASSES}
 
 
 def schedule_from_dict(description: dict[str, Any]) -> Schedule:

@@ -19,6 +19,18 @@ def class_labels_in_turn(model: Denoiser, count: int) -> Tensor | None:
     return None if model.num_classes is None else torch.arange(count) % model.num_classes
 
 
+def guidance_scales_in_turn(model: Denoiser, count: int) -> Tensor | None:
+    """Scales (count,) float32 spread over the range of a model that takes one, None for any other.
+
+    Multiples of the golden ratio modulo 1: evenly spread, and so they are over the images of each class.
+    """
+    if model.guidance_range is None:
+        return None
+    low, high = model.guidance_range
+    parts = torch.arange(1, count + 1, dtype=torch.float64) * ((5**0.5 - 1) / 2) % 1
+    return (low + (high - low) * parts).float().clamp(low, high)
+
+
 def rows_by_class(rows: Sequence[tuple[str, Tensor]], labels: Tensor | None, columns: int) -> list[tuple[str, Tensor]]:
     """Labelled rows of at most `columns` images (n, C, H, W) for a grid; with labels (n,), those of each class apart.
 

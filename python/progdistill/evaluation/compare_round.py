@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from progdistill.core import Denoiser
-from progdistill.evaluation.classes import class_labels_in_turn
+from progdistill.evaluation.classes import class_labels_in_turn, guidance_scales_in_turn
 from progdistill.metrics import mean_and_standard_error, paired_distance
 from progdistill.sampling import generate
 
@@ -29,6 +29,8 @@ class RoundComparison:
     """Teacher (N) against teacher (K N): what simply taking fewer steps would have lost."""
     labels: Tensor | None = None
     """(n,) int64, for conditional models."""
+    scales: Tensor | None = None
+    """(n,) float32 guidance scales, the same for both networks, if they take one."""
 
     def record(self) -> dict:
         """JSON-ready figures."""
@@ -55,12 +57,16 @@ def compare_round(
 ) -> RoundComparison:
     """Compares on the noise of seeds 0 ... count - 1 (classes in turn for conditional models).
 
+    Models that take a guidance scale get scales spread over the student's range.
+
     `teacher_substeps`: K, the teacher's steps inside one of the student's `steps`.
     """
     teacher_steps = teacher_substeps * steps
     seeds = torch.arange(count)
     labels = class_labels_in_turn(teacher, count)
-    draw = lambda model, n: generate(any_steps(model), n, seeds=seeds, class_labels=labels).cpu()  # noqa: E731
+    scales = guidance_scales_in_turn(student, count)
+    conditions = {"seeds": seeds, "class_labels": labels, "guidance_scale": scales}
+    draw = lambda model, n: generate(any_steps(model), n, **conditions).cpu()  # noqa: E731
     imitated, same, own = draw(teacher, teacher_steps), draw(teacher, steps), draw(student, steps)
     return RoundComparison(
         steps,
@@ -71,6 +77,7 @@ def compare_round(
         mean_and_standard_error(paired_distance(own, imitated)),
         mean_and_standard_error(paired_distance(same, imitated)),
         labels,
+        scales,
     )
 
 

@@ -27,7 +27,7 @@ from progdistill.metrics import (
 from progdistill.metrics.compare import arithmetic_device, bank_for, checked_metrics, needs_features, needs_reference
 from progdistill.metrics.features import feature_batches
 from progdistill.sampling import generate
-from progdistill.sampling.sample import student_for
+from progdistill.sampling.arguments import checked_guidance, student_for
 
 _BATCH = 256
 
@@ -111,7 +111,10 @@ class QualityMeter:
         return self._measure(("frechet",), model, steps, options)["frechet"]
 
     def measure_all(self, model: Denoiser, steps: int, **options) -> dict[str, Quality]:
-        """Every figure of `metrics`, by the names that `metrics.compare` gives them; options go to `generate`."""
+        """Every figure of `metrics`, by the names that `metrics.compare` gives them.
+
+        `options` go to `generate`; guidance_scale is one for all images, or (num_images,), as in `sample`.
+        """
         return self._measure(self.metrics, model, steps, options)
 
     def measure_classes(
@@ -159,6 +162,7 @@ class QualityMeter:
         self, model: Denoiser, steps: int, metrics: Sequence[str], options: dict
     ) -> Iterator[tuple[Tensor | None, Iterator[tuple[Tensor, Tensor | None]]]]:
         """For each set of seeds: the labels of all its images, and this process's batches of features and logits."""
+        scales = checked_guidance(options.get("guidance_scale"), self.num_images, model)
         mine = share_of(self.num_images)
         mine = slice(mine.start, mine.stop)
         for k in range(self.seeds):
@@ -171,7 +175,7 @@ class QualityMeter:
                 self.features,
                 class_labels=None if labels is None else labels[mine],
                 with_logits="inception_score" in metrics,
-                **options,
+                **{**options, "guidance_scale": None if scales is None else scales[mine]},
             )
             yield labels, batches
 
@@ -210,21 +214,24 @@ def features_of_seeds(
     features: nn.Module,
     *,
     class_labels: Tensor | None = None,
+    guidance_scale: Tensor | None = None,
     with_logits: bool = False,
     latents: Tensor | None = None,
     **options,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Seeds -> images -> features, 256 images at a time: (features (B, F), logits (B, K) or None) on the CPU, in order.
 
-    Images of seeds (N,) int64 depend on their own seeds (class labels (N,), latents (N, ...)) alone, so processes may
-    share the seeds out among them and join what they yield (`FeatureBank.add_features`). `options` go to `generate`.
+    Images of seeds (N,) int64 depend on their own seeds (class labels (N,), guidance scales (N,), latents (N, ...))
+    alone, so processes may share the seeds out among them and join what they yield (`FeatureBank.add_features`).
+    `options` go to `generate`.
     """
     # A kept student is read from its folder each time it is asked for: once is enough.
     model = student_for(model, steps)
     for first in range(0, len(seeds), _BATCH):
         part = slice(first, first + _BATCH)
-        labels, start = (None if given is None else given[part] for given in (class_labels, latents))
-        images = generate(model, steps, seeds=seeds[part], class_labels=labels, latents=start, **options)
+        names = {"class_labels": class_labels, "guidance_scale": guidance_scale, "latents": latents}
+        own = {name: given[part] for name, given in names.items() if given is not None}
+        images = generate(model, steps, seeds=seeds[part], **own, **options)
         yield from feature_batches(features, to_uint8(images.cpu()), batch_size=_BATCH, with_logits=with_logits)
 
 

@@ -52,6 +52,34 @@ def with_added_embedding(network: UNet, embedding: Tensor, **changes: Any) -> UN
     return _rebuilt(network, {"time_embedding.linear_2.bias": added}, **changes)
 
 
+@torch.no_grad()
+def baked_guidance(denoiser: Denoiser, guidance_scale: float) -> Denoiser:
+    """A model that was distilled with guidance, at one scale for good: it is told none, and shares all other weights.
+
+    Raises ValueError for a model that takes no scale, and for a scale outside of its range.
+    """
+    if denoiser.guidance_range is None:
+        how = "cannot be guided" if denoiser.unconditional_label is None else "is guided by two network calls a step"
+        raise ValueError(
+            f"guidance_scale is {guidance_scale:g}, but this model {how}; only a student that was distilled with a "
+            "guidance_range (of a teacher that was trained with label_dropout) has a scale that can be fixed"
+        )
+    low, high = denoiser.guidance_range
+    if not low <= guidance_scale <= high:
+        raise ValueError(
+            f"guidance_scale is {guidance_scale:g}; this model takes {low:g} to {high:g}, which it was distilled for"
+        )
+    network = denoiser.network
+    if not isinstance(network, UNet):
+        raise ValueError(
+            f"only a progdistill.nets.unet.UNet can be given a fixed scale, not a {type(network).__name__}"
+        )
+    embedding = network.guidance_embedding(torch.tensor([guidance_scale - 1.0], device=denoiser.device))[0]
+    baked = with_added_embedding(network, embedding, guidance_embed_dim=None)
+    provenance = {**denoiser.provenance, "guidance_scale": float(guidance_scale)}
+    return denoiser.with_network(baked, guidance_range=None, provenance=provenance)
+
+
 def _rows(times: Tensor, count: int) -> Tensor:
     rows = times.round()
     wrong = times[((rows - times).abs() > _WHOLE) | (rows < 0) | (rows >= count)]

@@ -16,6 +16,7 @@ from progdistill.interop.ddim_config import level_count
 from progdistill.interop.folders import MANIFEST, MODEL_CARD, MODEL_INDEX, replace_folder
 from progdistill.interop.manifest import manifest_of
 from progdistill.interop.model_card import model_card
+from progdistill.interop.own_time import own_time_of
 from progdistill.interop.plain_diffusers import diffusers_obstacle, for_diffusers
 from progdistill.interop.save import config_of, model_index, write_model
 from progdistill.interop.verify import deviations
@@ -52,10 +53,9 @@ def export_diffusers(
 ) -> ExportedFolder:
     """Writes a folder from which `DiffusionPipeline.from_pretrained(path)` draws the images that `sample` draws.
 
-    A network whose time input is not what diffusers passes (a teacher's own levels on another schedule, say) gets a
-    table of its times for it, `with_time_table`; `load` reads the result as it reads what `save` writes. Needs no
-    diffusers; where it is installed the folder is read back with it and compared, on the CPU in float32, before it
-    takes its place.
+    The folder is what `save` writes, without students for other step counts, weights before averaging and paths of
+    this machine, for publishing; a model that diffusers cannot sample is refused. Needs no diffusers; where it is
+    installed the folder is read back with it and compared, on the CPU in float32, before it takes its place.
 
     Args:
         denoiser: a model whose network is a `progdistill.nets.unet.UNet`.
@@ -95,7 +95,8 @@ def export_diffusers(
         )
     _check_range(student, dtype)
     levels = level_count(student)
-    manifest, card = manifest_of(student, None, None), model_card(student, None, repo_id=repo_id, dtype=dtype)
+    manifest = manifest_of(student, None, None, own_time_of(denoiser, student))
+    card = model_card(student, None, repo_id=repo_id, dtype=dtype)
     with replace_folder(path) as folder:
         write_model(folder, student, config, dtype)
         write_json_atomic(folder / MODEL_INDEX, model_index(student))

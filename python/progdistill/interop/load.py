@@ -19,7 +19,8 @@ from progdistill.interop.folders import (
     interrupted_replacements,
 )
 from progdistill.interop.hub import download, hub_id
-from progdistill.interop.manifest import check_fits, image_size, read_manifest
+from progdistill.interop.manifest import FITTED, check_fits, image_size, read_manifest
+from progdistill.interop.own_time import with_own_time
 from progdistill.interop.stored_tensors import PICKLES, open_tensors
 from progdistill.interop.weight_files import weight_files
 from progdistill.interop.weights import unet_of
@@ -83,17 +84,20 @@ def load(
 
 
 def _load_own(folder: Path, weights: str, device: torch.device | str | None) -> Denoiser:
-    description, students = read_manifest(folder)
+    description, students, own_time = read_manifest(folder)
     config = read_unet_config(folder / UNET / UNET_CONFIG)
     with blaming(folder / MANIFEST, f"it contradicts {UNET}/{UNET_CONFIG}: restore both from the same model"):
-        check_fits(config, description["sample_shape"], description["prediction_type"], description["num_classes"])
+        check_fits(config, **{name: description[name] for name in FITTED})
         if config.sample_size != image_size(description["sample_shape"]):
             raise ValueError(f"sample_shape is {description['sample_shape']}, sample_size is {config.sample_size}")
     place = folder / _WEIGHTS_FOLDERS[weights]
     if weights == "raw" and not place.is_dir():
         raise FileNotFoundError(f"{folder} was saved without weights before averaging ({UNET_RAW}/); use weights='ema'")
     files = weight_files(place)
-    with open_tensors(files) as stored:
+    with open_tensors(files) as tensors:
+        stored = tensors
+        if own_time is not None:
+            description["time_map"], config, stored = with_own_time(own_time, folder, config, tensors)
         network = unet_of(config, stored, str(files[0]), str(folder / UNET / UNET_CONFIG))
     told = config.step_embed_dim is not None
     denoiser = Denoiser(network, **description, step_conditioned=told).to(device).eval()

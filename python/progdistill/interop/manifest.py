@@ -20,15 +20,21 @@ from progdistill.nets.config import UNetConfig
 from progdistill.ops.names import canonical_prediction_type, heads
 
 FORMAT_VERSION = 1
+# What of a Denoiser `check_fits` holds against the network.
+FITTED = ("sample_shape", "prediction_type", "num_classes", "unconditional_label", "guidance_range")
 
 
 def manifest_of(
-    denoiser: Denoiser, students: Mapping[int, str | os.PathLike[str]] | None, obstacle: str | None
+    denoiser: Denoiser,
+    students: Mapping[int, str | os.PathLike[str]] | None,
+    obstacle: str | None,
+    own_time: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of progdistill.json.
 
     `students`: the folder of the student for each other step count, relative to the model's; `obstacle`: why plain
-    diffusers cannot load the model. Raises ValueError for step counts below 1 and absolute paths.
+    diffusers cannot load the model; `own_time`: what its network is told about time where a table of times is stored
+    instead. Raises ValueError for step counts below 1 and absolute paths.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -45,11 +51,12 @@ def manifest_of(
         **({"sampling_plans": _described(denoiser.sampling_plans)} if denoiser.sampling_plans else {}),
         "provenance": denoiser.provenance,
         "diffusers": {"loadable": obstacle is None, "reason": obstacle},
+        **({} if own_time is None else {"own_time": own_time}),
     }
 
 
-def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
-    """(what `Denoiser` takes beside the network, the students' relative folders by step count).
+def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[int, str], dict[str, Any] | None]:
+    """(what `Denoiser` takes beside the network, the students' relative folders by step count, "own_time" or None).
 
     Raises ValueError, naming the file, for a format of the future and for missing or impossible fields.
     """
@@ -72,14 +79,14 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
             "sample_shape": tuple(_positive("sample_shape", size) for size in values["sample_shape"]),
             "num_classes": _optional("num_classes", values["num_classes"]),
             # Absent from models of before there was guidance.
-            "unconditional_label": values.get("unconditional_label"),
+            "unconditional_label": _label(values.get("unconditional_label")),
             "guidance_range": _range(values.get("guidance_range")),
             "valid_steps": _steps(values["valid_steps"]),
             "sampling_plans": _plans(values.get("sampling_plans", {})),
             "provenance": dict(values["provenance"]),
         }
         students = {int(steps): _relative(int(steps), path) for steps, path in values["students"].items()}
-    return description, students
+    return description, students, values.get("own_time")
 
 
 def image_size(sample_shape: tuple[int, ...]) -> int | tuple[int, ...]:
@@ -89,7 +96,12 @@ def image_size(sample_shape: tuple[int, ...]) -> int | tuple[int, ...]:
 
 
 def check_fits(
-    config: UNetConfig, sample_shape: tuple[int, ...], prediction_type: str, num_classes: int | None
+    config: UNetConfig,
+    sample_shape: tuple[int, ...],
+    prediction_type: str,
+    num_classes: int | None,
+    unconditional_label: int | None = None,
+    guidance_range: tuple[float, float] | None = None,
 ) -> None:
     """Raises ValueError if the network cannot be what the description says of it."""
     if len(sample_shape) != 3 or config.in_channels != sample_shape[0]:
@@ -111,6 +123,20 @@ def check_fits(
         )
     if config.class_embed_type is None and conditional and num_classes > config.num_class_embeds:
         raise ValueError(f"num_classes is {num_classes}, the network's num_class_embeds only {config.num_class_embeds}")
+    if (
+        unconditional_label is not None
+        and config.class_embed_type is None
+        and (unconditional_label >= (config.num_class_embeds or 0))
+    ):
+        raise ValueError(
+            f"unconditional_label is {unconditional_label}, the network's num_class_embeds {config.num_class_embeds}: "
+            "it must be one of them"
+        )
+    if (guidance_range is None) != (config.guidance_embed_dim is None):
+        raise ValueError(
+            f"guidance_range is {guidance_range}, but the network has guidance_embed_dim = "
+            f"{config.guidance_embed_dim}: either both or neither know a guidance scale"
+        )
 
 
 def _relative(steps: int, path: str | os.PathLike[str]) -> str:
@@ -133,6 +159,12 @@ def _range(value: object) -> tuple[float, float] | None:
     if not 1 <= low <= high < math.inf:
         raise ValueError(f"guidance_range is {value!r}; use null or [lowest, highest], both at least 1")
     return low, high
+
+
+def _label(value: object) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise ValueError(f"unconditional_label is {value!r}; use null or a label, 0 or more")
+    return value
 
 
 def _optional(name: str, value: object) -> int | None:

@@ -24,6 +24,7 @@ _RECIPES = {
     "distill": "distillation",
     "convert": "conversion",
     "sfd": "SFD",
+    "guidance": "guidance",
     None: "as it was found",
 }
 
@@ -128,6 +129,8 @@ def _summary(denoiser: Denoiser) -> str:
 def _sampling_here(denoiser: Denoiser, obstacle: str) -> str:
     steps = min(denoiser.valid_steps or (64,))
     labels = "" if denoiser.num_classes is None else f", class_labels={_labels(denoiser.num_classes)}"
+    if denoiser.guidance_range is not None:
+        labels += f", guidance_scale={denoiser.guidance_range[1]:g}"
     return (
         f"Plain diffusers would sample it wrongly: {obstacle}. With progdistill:\n\n```python\n"
         "import progdistill\n"
@@ -198,10 +201,23 @@ def _facts(denoiser: Denoiser, dtype: torch.dtype) -> str:
         "First teacher": "" if source is None else escaped(source),
         "Network": f"`UNet2DModel`, {number(weights)} parameters, stored as {stored}",
         "Prediction": f"`{denoiser.prediction_type}`",
+        "Guidance": _guidance(denoiser),
         "Schedule": f"{denoiser.schedule.kind.replace('_', ' ')}, {level_count(denoiser)} levels",
         "Made with": f"progdistill {__version__}",
     }
     return "\n".join(f"* {name}: {value}" for name, value in facts.items() if value)
+
+
+def _guidance(denoiser: Denoiser) -> str:
+    """Of classifier-free guidance, scales counted as diffusers does: 1 is none."""
+    if denoiser.guidance_range is not None:
+        low, high = denoiser.guidance_range
+        return f"the scale is an input of the network, {low:g} to {high:g} (1: none); one call a step"
+    if denoiser.unconditional_label is not None:
+        return f"any scale, two calls a step; label {denoiser.unconditional_label} stands for no class"
+    if (scale := number(denoiser.provenance.get("guidance_scale"))) != "":
+        return f"scale {scale}, fixed in the weights"
+    return ""
 
 
 def _with_error(facts: dict[str, Any], name: str) -> str:
@@ -226,7 +242,9 @@ _COLUMNS = {
     "last loss": lambda facts: number(facts.get("loss")),
     "teacher's steps": lambda facts: number(_first(facts, "teacher_steps", "sampling_steps", "teacher_calls")),
     "distance to the teacher": lambda facts: (
-        _with_error(facts, "student_distance") or _with_error(facts, "conversion_distance")
+        _with_error(facts, "student_distance")
+        or _with_error(facts, "conversion_distance")
+        or _with_error(facts, "guidance_distance")
     ),
     "teacher in as few steps": lambda facts: _with_error(facts, "teacher_distance"),
 }

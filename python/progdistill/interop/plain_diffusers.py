@@ -33,10 +33,16 @@ def diffusers_obstacle(denoiser: Denoiser, config: UNetConfig) -> str | None:
         return (
             f"diffusers' time grid of {', '.join(map(str, unreachable))} steps is another one: {count} is no multiple"
         )
+    if denoiser.guidance_range is not None:
+        low, high = denoiser.guidance_range
+        return (
+            f"the network takes a guidance scale ({low:g} to {high:g}), which diffusers passes to none; "
+            "`progdistill export --format diffusers --guidance-scale S` writes one of them into the weights"
+        )
     if not _passes_level_numbers(denoiser, count):
         return (
-            f"the network's time input is not {count} t - 1 on the model's own schedule, which diffusers passes; "
-            "`progdistill export --format diffusers` writes what it is into a table"
+            f"the network's time input is not {count} t - 1 on the model's own schedule, which diffusers passes, and "
+            "its own table of times has no rows for these levels"
         )
     if denoiser.prediction_type == "epsilon" and starts_at_zero_snr(denoiser):
         return "an epsilon prediction says nothing at SNR 0, where the schedule starts; use v_prediction"

@@ -26,8 +26,9 @@ from progdistill.interop.folders import (
     WEIGHTS,
     replace_folder,
 )
-from progdistill.interop.manifest import check_fits, image_size, manifest_of
+from progdistill.interop.manifest import FITTED, check_fits, image_size, manifest_of
 from progdistill.interop.model_card import model_card
+from progdistill.interop.own_time import TABLE, as_stored, own_time_of
 from progdistill.interop.plain_diffusers import diffusers_obstacle
 from progdistill.interop.weights import check_shapes, shapes_of, write_weights
 from progdistill.nets.config import UNetConfig
@@ -45,9 +46,10 @@ def save(
     will do.
 
     With model_index.json, `DiffusionPipeline.from_pretrained(path)(num_inference_steps=N)` draws the same images as
-    this package for every valid N. Where diffusers would sample wrongly that file is left out, so that it refuses, and
-    progdistill.json says why under "diffusers"; `export_diffusers` can change some such models so that diffusers will
-    do. README.md is a model card; one that somebody has made their own stays.
+    this package for every valid N. A network whose time input is not what diffusers passes is stored with a table of
+    its times, which `load` replaces by what it stands for (see `own_time`). Where diffusers would sample wrongly all
+    the same, model_index.json is left out, so that it refuses, and progdistill.json says why under "diffusers".
+    README.md is a model card; one that somebody has made their own stays.
 
     Args:
         denoiser: its network must be a `progdistill.nets.unet.UNet`. Weights are written as float32.
@@ -65,18 +67,21 @@ def save(
         FileExistsError: `path` is there and is no model folder.
         OSError: the disk refused; whatever was at `path` before is still there.
     """
-    config = config_of(denoiser)
+    config_of(denoiser)  # refuses other networks
     if raw_state_dict is not None:
         check_shapes(shapes_of(raw_state_dict), shapes_of(denoiser.network.state_dict()), "raw_state_dict")
-    obstacle = diffusers_obstacle(denoiser, config)
-    manifest = manifest_of(denoiser, students, obstacle)
-    card = model_card(denoiser, obstacle)
+    stored = as_stored(denoiser)
+    config, own_time = config_of(stored), own_time_of(denoiser, stored)
+    obstacle = diffusers_obstacle(stored, config)
+    manifest = manifest_of(stored, students, obstacle, own_time)
+    card = model_card(stored, obstacle)
     with replace_folder(path) as folder:
-        write_model(folder, denoiser, config)
+        write_model(folder, stored, config)
         if raw_state_dict is not None:
-            write_weights(raw_state_dict, folder / UNET_RAW / WEIGHTS)
+            table = {} if own_time is None else {TABLE: stored.network.state_dict()[TABLE]}
+            write_weights({**raw_state_dict, **table}, folder / UNET_RAW / WEIGHTS)
         if obstacle is None:
-            write_json_atomic(folder / MODEL_INDEX, model_index(denoiser))
+            write_json_atomic(folder / MODEL_INDEX, model_index(stored))
         write_text_atomic(folder / MODEL_CARD, card)
         write_json_atomic(folder / MANIFEST, manifest)
     return Path(path)
@@ -103,7 +108,7 @@ def config_of(denoiser: Denoiser) -> UNetConfig:
             "the state_dict() in a safetensors file of your own (EDM's preconditioning and the like, which scale what "
             "goes in and out of a network, are beyond a UNet2DModel)"
         )
-    check_fits(network.config, denoiser.sample_shape, denoiser.prediction_type, denoiser.num_classes)
+    check_fits(network.config, **{name: getattr(denoiser, name) for name in FITTED})
     return dataclasses.replace(network.config, sample_size=image_size(denoiser.sample_shape))
 
 

@@ -117,6 +117,7 @@ def unet_without_memory(config: UNetConfig, shapes: Shapes) -> UNet:
         "out_channels": config.out_channels,
         "time_embedding_dim": config.time_embedding_dim,
         "num_class_embeds": config.num_class_embeds,
+        "guidance_embed_dim": config.guidance_embed_dim,
         "num_train_timesteps": config.num_train_timesteps if config.time_embedding_type == "learned" else None,
     }
     for name, size in sizes.items():

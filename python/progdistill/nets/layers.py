@@ -8,13 +8,18 @@ from torch import Tensor, nn
 
 def convolve(conv: nn.Conv2d, x: Tensor, *, bias: bool = True) -> Tensor:
     """conv(x), its bias brought to the dtype of its matrix; or without the bias."""
-    added = conv.bias.to(conv.weight.dtype) if bias else None
-    return F.conv2d(x, conv.weight, added, conv.stride, conv.padding)
+    weight = conv.weight
+    return F.conv2d(x, weight, _like(conv.bias, weight) if bias else None, conv.stride, conv.padding)
 
 
 def project(linear: nn.Linear, x: Tensor, *, bias: bool = True) -> Tensor:
     """linear(x), its bias brought to the dtype of its matrix; or without the bias."""
-    return F.linear(x, linear.weight, linear.bias.to(linear.weight.dtype) if bias else None)
+    weight = linear.weight
+    return F.linear(x, weight, _like(linear.bias, weight) if bias else None)
+
+
+def _like(bias: Tensor, weight: Tensor) -> Tensor:
+    return bias if bias.dtype == weight.dtype else bias.to(weight.dtype)
 
 
 def pointwise(weight: Tensor, *parts: Tensor) -> Tensor:

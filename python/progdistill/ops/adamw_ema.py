@@ -88,7 +88,7 @@ def adamw_ema(
             gradients stay as they are.
         emas, ema_decay: both, to average the weights: tensors as the parameters, and d in [0, 1), float32 or float64.
         twins: bfloat16 tensors that receive the new weights, rounded to nearest even.
-        backend: force "reference", "cpu" or "cuda"; default: the best available.
+        backend: force "reference", "cpu", "cuda" or "triton"; default: the best available.
 
     No two tensors may share memory. Tensors' values are checked on the CPU only.
 
@@ -180,9 +180,30 @@ def _adamw_ema_native(
     torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, *emas, *twins])
 
 
+def _adamw_ema_triton(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    emas: list[Tensor],
+    twins: list[Tensor],
+    options: AdamWOptions,
+) -> None:
+    from progdistill.ops.triton_kernels.adamw_ema import adamw_ema
+
+    adamw_ema(params, grads, exp_avgs, exp_avg_sqs, emas, twins, options)
+    # Autograd cannot see what the kernels write.
+    torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, *emas, *twins])
+
+
 declare(
     "adamw_ema",
-    {"reference": adamw_ema_reference, "cpu": _adamw_ema_native, "cuda": _adamw_ema_native},
+    {
+        "reference": adamw_ema_reference,
+        "cpu": _adamw_ema_native,
+        "cuda": _adamw_ema_native,
+        "triton": _adamw_ema_triton,
+    },
 )
 
 

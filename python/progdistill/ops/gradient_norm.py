@@ -24,7 +24,7 @@ def gradient_norm(grads: Sequence[Tensor], *, backend: str | None = None) -> Ten
 
     Args:
         grads: float32, bfloat16 or float64 tensors on one device, of any shapes and strides; none is changed.
-        backend: force "reference", "cpu" or "cuda"; default: the best available.
+        backend: force "reference", "cpu", "cuda" or "triton"; default: the best available.
 
     Returns:
         A tensor of shape () on the gradients' device: float64 if any of them is, else float32, which is what the
@@ -68,9 +68,22 @@ def _gradient_norm_native(grads: list[Tensor]) -> Tensor:
     return norm
 
 
+def _gradient_norm_triton(grads: list[Tensor]) -> Tensor:
+    from progdistill.ops.triton_kernels.gradient_norm import gradient_norm
+
+    norm = _fake(grads, None)
+    gradient_norm(norm, [grad if is_dense(grad) else grad.contiguous() for grad in grads])
+    return norm
+
+
 declare(
     "gradient_norm",
-    {"reference": gradient_norm_reference, "cpu": _gradient_norm_native, "cuda": _gradient_norm_native},
+    {
+        "reference": gradient_norm_reference,
+        "cpu": _gradient_norm_native,
+        "cuda": _gradient_norm_native,
+        "triton": _gradient_norm_triton,
+    },
 )
 
 

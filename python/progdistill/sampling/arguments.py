@@ -94,5 +94,20 @@ def checked_guidance(guidance_scale, count: int, model: Denoiser) -> Tensor | No
     return scales
 
 
+def checked_guidance_range(guidance_range: tuple[float, float]) -> tuple[float, float]:
+    """The lowest and the highest guidance scale, as floats.
+
+    Raises:
+        ValueError: they are no two numbers with 1 <= lowest <= highest < inf.
+    """
+    scales = tuple(map(float, guidance_range))
+    if len(scales) != 2 or not 1 <= scales[0] <= scales[1] < math.inf:
+        raise ValueError(
+            f"guidance_range is {guidance_range}; give the lowest and the highest scale, such as 1 5, 1 being no "
+            "guidance"
+        )
+    return scales
+
+
 def _listed(numbers) -> str:
     return ", ".join(str(number) for number in numbers)

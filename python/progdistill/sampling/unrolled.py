@@ -35,13 +35,18 @@ class UnrolledSampler(nn.Module):
 
     Raises:
         ValueError: a step count that the student was not trained for, an epsilon prediction at SNR 0, a Denoiser that
-            overrides `raw`, an unknown output_type.
+            overrides `raw` or takes a guidance scale, an unknown output_type.
     """
 
     def __init__(self, model: Denoiser, steps: int, *, clip: float | None = None, output_type: str = "float") -> None:
         super().__init__()
         _check_output_type(output_type, model.sample_shape)
         model = student_for(model, steps)
+        if model.guidance_range is not None:
+            raise ValueError(
+                "this student takes a guidance scale, for which a graph has no input; fix it first: `progdistill "
+                "export --guidance-scale S`, or progdistill.interop.baked_guidance(student, S)"
+            )
         if type(model).raw is not Denoiser.raw:
             raise ValueError(
                 f"{type(model).__name__} overrides Denoiser.raw, which a graph of network(z, time) leaves out; move "

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from progdistill.core import Denoiser
+from progdistill.nets.bfloat16_twin import compute_dtypes
 from progdistill.nets.unet import UNet
 
 
 class ComputeNetwork:
     """What an objective calls in place of a network, and how gradients come back from there.
 
-    In bfloat16 a `UNet` has a twin whose matrices are bfloat16 copies; everything else of it, vectors and buffers, is
-    the network's own. The network's parameters stay what is trained, in float32. Networks of other kinds compute in
-    bfloat16 under autocast.
+    In bfloat16 a `UNet` has a twin with bfloat16 copies of its matrices and of some vectors (`compute_dtypes`);
+    everything else of it, buffers too, is the network's own. The network's parameters stay what is trained, in float32.
+    Networks of other kinds compute in bfloat16 under autocast.
 
     Args:
         network: what is trained, or a teacher.
@@ -84,14 +85,9 @@ def computing_teacher(teacher: Denoiser, dtype: torch.dtype, *, compiled: bool =
     return teacher.with_network(compute.module).eval().requires_grad_(False)
 
 
-def _compute_dtypes(network: UNet) -> dict[str, torch.dtype]:
-    """By name, the dtype of each parameter in a network that computes in bfloat16."""
-    return {name: torch.bfloat16 for name, _ in network.named_parameters()}
-
-
 def _bfloat16_twin(network: UNet) -> tuple[UNet, dict[nn.Parameter, nn.Parameter]]:
     """A network that shares all but its bfloat16 parameters with the given one, and these by their masters."""
-    dtypes = _compute_dtypes(network)
+    dtypes = compute_dtypes(network)
     twins = {
         master: nn.Parameter(master.detach().to(dtypes[name]), requires_grad=master.requires_grad)
         for name, master in network.named_parameters()

@@ -9,6 +9,7 @@ from progdistill.data.resize import DEFAULT_INTERPOLATION, Interpolation
 from progdistill.ops.checks import check_huber_c, check_min_snr_gamma
 from progdistill.ops.names import canonical_loss_type, canonical_prediction_type, canonical_weighting
 from progdistill.sampling.addim import check_addim_eta
+from progdistill.sampling.arguments import checked_guidance_range
 from progdistill.training.trackers import TRACKERS
 
 MAX_TEACHER_SUBSTEPS = 16  # what the compiled kernels take
@@ -82,12 +83,11 @@ class LoopConfig(RunConfig):
     random_flip: bool = False
     """Mirror each image with probability 1/2."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """Precision of the networks; auto: float32 on the CPU; on a GPU bf16, but float32 (TF32 convolutions) in rounds
-    whose steps are too small for bf16. Losses, weights and their averages stay float32."""
+    """Precision of the networks; auto: bf16 on a GPU in rounds whose steps are large enough, else float32."""
     compile: bool = False
     """Compile the networks with torch.compile; worth it for networks of your own on a GPU."""
     cuda_graph: Literal["auto", "require"] | bool = "auto"
-    """Updates as CUDA graphs: auto (on one GPU, where they can be captured), require (else an error) or no."""
+    """Updates as CUDA graphs: auto (on one GPU, where they can be captured), require (else an error) or False."""
     device: str | None = None
     """cpu or cuda; default: cuda if there is one."""
     seed: int = 0
@@ -269,6 +269,11 @@ class RoundsConfig(DataConfig, ScheduleConfig, RunConfig):
     """Other numbers of updates for the students of certain step counts, for instance 2 100000 1 100000."""
     conversion_updates: int | None = None
     """Updates of the round that converts an epsilon teacher first; none: updates_per_round; 0: refuse such teachers."""
+    guidance_range: tuple[float, float] | None = None
+    """Lowest and highest guidance scale (1: none) that the students of a teacher trained with label_dropout take as an
+    input, learned in a round before the others (Meng et al. 2023); none: they are unguided."""
+    guidance_updates: int | None = None
+    """Updates of that round; none: updates_per_round."""
     validation_images: int = 64
     """Images of fixed noise that each round's student and teacher are compared on."""
 
@@ -290,6 +295,7 @@ class DistillConfig(LoopConfig, RoundsConfig):
         _check_zero_snr(self.zero_snr)
         if self.conversion_updates is not None and self.conversion_updates < 0:
             raise ValueError(f"conversion_updates is {self.conversion_updates}; use a whole number from 0 up")
+        self._check_guidance()
         if self.start_steps not in (None, self.teacher_steps):
             raise ValueError(
                 f"start_steps is {self.start_steps}, but {self.rounds} rounds by {self.step_factor} that end at "
@@ -329,6 +335,17 @@ class DistillConfig(LoopConfig, RoundsConfig):
                 f"this run's students have {self.student_steps} steps; lower addim_min_steps or use ddim"
             )
 
+    def _check_guidance(self) -> None:
+        if self.guidance_range is None:
+            if self.guidance_updates is not None:
+                raise ValueError(
+                    f"guidance_updates is {self.guidance_updates}, but there is no guidance_range; give both or neither"
+                )
+            return
+        self.guidance_range = checked_guidance_range(self.guidance_range)
+        if self.guidance_updates is not None and self.guidance_updates < 1:
+            raise ValueError(f"guidance_updates is {self.guidance_updates}; use a positive whole number")
+
     @property
     def teacher_steps(self) -> int:
         """The step count that the first round starts from."""
@@ -344,6 +361,16 @@ class DistillConfig(LoopConfig, RoundsConfig):
         return self.updates_at.get(steps, self.updates_per_round)
 
 
+# Younger than the first runs, which resume: they count where they are given.
+_LATER = {
+    "zero_snr": "truncate",
+    "conversion_updates": None,
+    "label_dropout": 0.0,
+    "guidance_range": None,
+    "guidance_updates": None,
+}
+
+
 def fingerprint(config: LoopConfig) -> dict[str, Any]:
     """The settings that decide a run's result, JSON-ready; a resumed run must have the same."""
     free = {
@@ -357,11 +384,11 @@ def fingerprint(config: LoopConfig) -> dict[str, Any]:
         "cuda_graph",
         "report_to",
     }
-    if isinstance(config, DataConfig):  # these count where they are given: runs from before they existed resume
+    if isinstance(config, DataConfig):  # as _LATER
         free |= {f.name for f in dataclasses.fields(DataConfig)} - set(config.reading_options())
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
-    for name, default in (("zero_snr", "truncate"), ("conversion_updates", None)):
-        if fields.get(name) == default and not isinstance(config, ConvertConfig):  # for the same reason
+    for name, default in _LATER.items():
+        if fields.get(name) == default and not isinstance(config, ConvertConfig):
             fields.pop(name, None)
     if "updates_at" in fields:
         fields["updates_at"] = {str(k): v for k, v in fields["updates_at"].items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from progdistill.ops import diffuse, diffuse_seeded, normal, prediction_loss_and
 from progdistill.ops.layout import per_sample, split_heads
 from progdistill.ops.names import heads
 from progdistill.training.batches import Batch
+from progdistill.training.guidance import LABEL_DROPOUT, with_drawn_guidance, with_dropped_labels
 from progdistill.training.loop import Loss
 
 TEACHER_ERROR = 0.05
@@ -128,7 +130,9 @@ class ConversionObjective:
 
     With zero_snr="finetune" the target is instead mixed with the data's own v, that of Algorithm 1, by that share: the
     data alone where the teacher says nothing, almost the teacher alone where it says more than a single image does.
-    A teacher that was itself distilled knows the times of its own steps only: t is one of them.
+    A teacher that was itself distilled knows the times of its own steps only: t is one of them. One that can be guided
+    is asked without labels too, a share `LABEL_DROPOUT` of the time; one that takes a guidance scale, at scales drawn
+    from its range.
     """
 
     def __init__(self, teacher: Denoiser, settings: _Settings) -> None:
@@ -144,6 +148,7 @@ class ConversionObjective:
 
     def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss:
         phi = student.schedule.angle(self._times(batch))
+        batch = dataclasses.replace(batch, cond=self._condition(batch))
         z, target, target_type, worth = self._mixed(batch, phi) if self.with_data else self._given(batch, phi)
         pred = student.raw(z, phi, batch.cond)
         loss, grad = prediction_loss_and_grad(
@@ -162,6 +167,11 @@ class ConversionObjective:
         if worth is not None:
             loss, grad = worth.to(loss.dtype) * loss, per_sample(worth, grad) * grad
         return Loss(pred, grad, loss, phi)
+
+    def _condition(self, batch: Batch) -> Condition | None:
+        if self.teacher.guidance_range is not None:
+            return with_drawn_guidance(batch, self.teacher)
+        return with_dropped_labels(batch, self.teacher.unconditional_label, LABEL_DROPOUT)
 
     def _times(self, batch: Batch) -> Tensor:
         if self.steps is None:

@@ -147,6 +147,7 @@ class Conversion:
             "recipe": "convert",
             "from": self.teacher.prediction_type,
             "to": self.prediction_type,
+            "precision": result.precision,
             "zero_snr": config.zero_snr,
             **facts,
             "data": batches.dataset.name,

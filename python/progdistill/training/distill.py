@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from progdistill.core import Denoiser
+from progdistill.core import Condition, Denoiser
 from progdistill.core.processes import is_main_process, join_processes, on_main_process
 from progdistill.core.random import Stream, integers
 from progdistill.data import ImageDataset, to_uint8
@@ -24,6 +25,8 @@ from progdistill.training.compute_network import computing_teacher
 from progdistill.training.config import DistillConfig
 from progdistill.training.convert import SAMPLING_STEPS, Conversion, why_convert
 from progdistill.training.device import choose_device
+from progdistill.training.guidance import with_drawn_guidance
+from progdistill.training.guidance_round import GuidanceRound
 from progdistill.training.keep import is_kept, keep, recall, with_students
 from progdistill.training.loop import Loss, Round, RoundResult, run_round
 from progdistill.training.precision import round_precision
@@ -38,6 +41,9 @@ GRID_COLUMNS = 12
 
 class DistillationObjective:
     """Algorithm 2: t = (i + 1) / N with i uniform; the teacher's K DDIM (or aDDIM) steps are the student's one.
+
+    Of networks that take a guidance scale (stage two of Meng et al. 2023) each sample draws one, which both are given;
+    neither is guided any further.
 
     The teacher is a constant: eval mode, no gradient. Grid angles are taken by index from the teacher's grid of KN
     steps, so the last one is exactly 0.
@@ -61,8 +67,9 @@ class DistillationObjective:
         first = self.substeps * (self.steps - 1 - index)
         phis = self.grid[torch.stack([first + j for j in range(self.substeps + 1)])]
         z = diffuse_seeded(batch.x, batch.seeds, batch.update, Stream.NOISE, phis[0])
-        outs, teacher_type = self._teacher_outputs(z, phis, batch)
-        pred = student.raw(z, phis[0], batch.cond)
+        cond = with_drawn_guidance(batch, student)
+        outs, teacher_type = self._teacher_outputs(z, phis, cond, batch.x)
+        pred = student.raw(z, phis[0], cond)
         loss, grad = distillation_loss_and_grad(
             pred,
             z,
@@ -79,16 +86,16 @@ class DistillationObjective:
         return Loss(pred, grad, loss, phis[0])
 
     @torch.no_grad()
-    def _teacher_outputs(self, z: Tensor, phis: Tensor, batch: Batch) -> tuple[list[Tensor], str]:
+    def _teacher_outputs(self, z: Tensor, phis: Tensor, cond: Condition | None, x: Tensor) -> tuple[list[Tensor], str]:
         """The outputs of K steps along phis, and what they predict."""
         outs: list[Tensor] = []
         kind = self.teacher.prediction_type
         for j in range(self.substeps):
             if j > 0:
                 z = ddim_step(z, outs[-1], phis[j - 1], phis[j], prediction_type=kind)
-            out = self.teacher.raw(z, phis[j], batch.cond)
+            out = self.teacher.raw(z, phis[j], cond)
             if self.addim:
-                out, kind = self._addim(z, out, phis[j], phis[j + 1], batch.x)
+                out, kind = self._addim(z, out, phis[j], phis[j + 1], x)
             outs.append(out)
         return outs, kind
 
@@ -108,7 +115,9 @@ def distill(
 ) -> Denoiser:
     """Distils a teacher round by round; the same call again resumes an interrupted run.
 
-    A teacher that predicts epsilon is converted first, in a round of its own (see `convert`).
+    A teacher that predicts epsilon is converted first, in a round of its own (see `convert`). With a `guidance_range` a
+    teacher that was trained with label_dropout is then guided, in another one: its students take the scale as an input.
+    Without it they are unguided, whatever the teacher can do.
 
     Args:
         teacher: a Denoiser, or the folder of one.
@@ -148,13 +157,15 @@ def distill(
     _check_teacher(teacher, config)
     dataset = opened_data(data if data is not None else config.data, config, teacher)
     conversion = _conversion(teacher, config)
-    updates = [config.updates_for(steps) for steps in config.student_steps]
-    plan = Plan([conversion.updates, *updates] if conversion else updates)
+    guidance = _guidance(teacher, config, index=1 if conversion else 0)
+    before = [round_ for round_ in (conversion, guidance) if round_]
+    plan = Plan([round_.updates for round_ in before] + [config.updates_for(steps) for steps in config.student_steps])
     title = f"Distilling {config.teacher_steps} steps to {config.end_steps}"
     run = RunFolder(config, "distill", {"data": dataset.name, "teacher": teacher.provenance}, plan, title)
     if conversion:
         teacher = _converted(conversion, dataset, device, config, run)
-    for index, steps in enumerate(config.student_steps, start=1 if conversion else 0):
+    teacher = _guided(guidance, teacher, dataset, device, config, run) if guidance else _unguided(teacher)
+    for index, steps in enumerate(config.student_steps, start=len(before)):
         folder = run.student(steps)
         if on_main_process(partial(is_kept, folder)):
             student = recall(folder, teacher, steps)
@@ -222,6 +233,8 @@ def _distill_round(
         "weighting": config.weighting,
         "loss_type": config.loss_type,
         "data": batches.dataset.name,
+        "data_source": config.data or None,
+        "data_options": config.reading_options(),
         "teacher": teacher.provenance,
         **comparison,
     }
@@ -261,6 +274,37 @@ def _converted(
     return converted if config.next_teacher == "ema" else recall(run.converted, converted, None, weights="raw")
 
 
+def _guidance(teacher: Denoiser, config: DistillConfig, index: int) -> GuidanceRound | None:
+    """Stage one, if it is asked for."""
+    if config.guidance_range is None:
+        return None
+    updates = config.updates_per_round if config.guidance_updates is None else config.guidance_updates
+    steps = min(config.teacher_steps, SAMPLING_STEPS)
+    return GuidanceRound(index, teacher, config.guidance_range, updates, steps)
+
+
+def _guided(
+    guidance: GuidanceRound,
+    teacher: Denoiser,
+    dataset: ImageDataset,
+    device: torch.device,
+    config: DistillConfig,
+    run: RunFolder,
+) -> Denoiser:
+    batches = BatchSource(dataset, config, guidance.index, device, True)
+    guided = dataclasses.replace(guidance, teacher=teacher).result(run.guided, batches, config, run)
+    return guided if config.next_teacher == "ema" else recall(run.guided, guided, None, weights="raw")
+
+
+def _unguided(teacher: Denoiser) -> Denoiser:
+    """The teacher without what its students never see."""
+    if teacher.unconditional_label is None:
+        return teacher
+    if is_main_process():
+        print("the teacher can be guided, but no guidance_range is given: its students will be unguided", flush=True)
+    return teacher.with_network(teacher.network, unconditional_label=None)
+
+
 def _check_teacher(teacher: Denoiser, config: DistillConfig) -> None:
     if next(teacher.network.parameters(), None) is None:
         raise ValueError(
@@ -272,6 +316,12 @@ def _check_teacher(teacher: Denoiser, config: DistillConfig) -> None:
         raise ValueError(
             f"the run starts from {wanted} steps, but the teacher was itself distilled for {teacher.valid_steps}; "
             "choose rounds and end_steps so that end_steps * step_factor ** rounds is one of them"
+        )
+    guided = teacher.guidance_range is not None or config.guidance_range is not None
+    if guided and config.teacher_sampler == "addim" and config.addim_eta is not None:
+        raise ValueError(
+            f"teacher_sampler is addim with addim_eta = {config.addim_eta}, which measures the teacher's error against "
+            "the data: a guided prediction is meant to differ from them; use ddim, or addim_eta = None"
         )
     if teacher.valid_steps is not None and config.step_factor % config.teacher_substeps:
         raise ValueError(

@@ -15,11 +15,14 @@ from progdistill.core import Condition, Denoiser
 from progdistill.core.random import Stream, uniform
 from progdistill.nets.unet import UNet
 from progdistill.ops import diffuse_seeded, prediction_loss_and_grad
+from progdistill.sampling.arguments import checked_guidance_range
 from progdistill.training.batches import Batch
 from progdistill.training.config import LoopConfig
 from progdistill.training.loop import Loss
 
 SINUSOIDS = 256
+LABEL_DROPOUT = 0.1
+"""The share of labels that a conversion drops, so that a teacher that can be guided still can be."""
 
 
 class GuidanceObjective:
@@ -81,29 +84,41 @@ def with_dropped_labels(batch: Batch, unconditional_label: int | None, share: fl
     )
 
 
-def guided_student(teacher: Denoiser, guidance_range: tuple[float, float]) -> Denoiser:
-    """A student that starts as its conditional teacher and takes a guidance scale.
-
-    Raises:
-        ValueError: a teacher that cannot be guided, or is not a U-Net of ours; a range that is none.
-    """
-    low, high = guidance_range
-    if not 1 <= low <= high < float("inf"):
+def check_can_be_guided(teacher: Denoiser) -> None:
+    """Raises ValueError for a teacher that stage one cannot start from, with the reason."""
+    if teacher.guidance_range is not None:
+        low, high = teacher.guidance_range
         raise ValueError(
-            f"guidance_range is {guidance_range}; give the lowest and the highest scale, 1 being no guidance"
+            f"there is a guidance_range, but the teacher takes a guidance scale ({low:g} to {high:g}) already, and its "
+            "students will; leave guidance_range out"
         )
     if teacher.unconditional_label is None:
         raise ValueError(
             "there is a guidance_range, but the teacher cannot be guided; train it with class_conditional and "
             "label_dropout"
         )
+    if teacher.valid_steps is not None:
+        raise ValueError(
+            f"there is a guidance_range, but the teacher was distilled for {teacher.valid_steps} steps and knows no "
+            "other times; start from the teacher that it was distilled from"
+        )
     if not isinstance(teacher.network, UNet):
         raise ValueError(
             f"guidance_range was given for a {type(teacher.network).__name__}; only a progdistill.nets.unet.UNet can "
             "be given an input for it"
         )
-    network = _with_guidance_input(teacher.network)
-    return teacher.with_network(network, guidance_range=(float(low), float(high)), unconditional_label=None)
+
+
+def guided_student(teacher: Denoiser, guidance_range: tuple[float, float]) -> Denoiser:
+    """A student that starts as its conditional teacher and takes a guidance scale.
+
+    Raises:
+        ValueError: a teacher that cannot be guided, or is not a U-Net of ours; a range that is none.
+    """
+    low, high = checked_guidance_range(guidance_range)
+    check_can_be_guided(teacher)
+    network = _with_guidance_input(teacher.network).requires_grad_(True)
+    return teacher.with_network(network, guidance_range=(low, high), unconditional_label=None)
 
 
 def _with_guidance_input(network: UNet) -> nn.Module:

@@ -9,9 +9,10 @@ import torch
 
 from progdistill.training.config import LoopConfig
 
-# Up to this many steps of the student, a step of its teacher still shows in a bfloat16 output. A placeholder until
-# benchmarks/precision.py has compared rounds of both precisions on one network.
-BFLOAT16_STUDENT_STEPS = 256
+# Up to this many steps of the student, rounds in bfloat16 did no harm: x2 - x1, what the student is told to learn, is
+# wrong by a fifth there, by three fifths at 64 (benchmarks/precision.py on a digits teacher, see docs/perf-log.md; no
+# network of CIFAR size has been measured).
+BFLOAT16_STUDENT_STEPS = 16
 
 
 def round_precision(config: LoopConfig, device: torch.device, student_steps: int | None = None) -> torch.dtype:

@@ -4,6 +4,7 @@ config.json      the settings, written once
 metrics.jsonl    a line every `logging_steps`, and one at the end of each round
 checkpoints/     the newest states of the round in progress
 converted/       an epsilon teacher as the network that the rounds start from (distillation)
+guided/          a teacher that takes a guidance scale, which the rounds start from (distillation)
 students/        steps-0512/, steps-0256/, ... every student as a model folder (distillation)
 model/           the result
 samples/         PNG grids
@@ -31,8 +32,8 @@ from progdistill.training.metrics_log import MetricsLog
 from progdistill.training.progress import Plan, RunProgress
 from progdistill.training.trackers import Tracker, open_trackers, require_trackers
 
-_OWN = ("config.json", "metrics.jsonl", "report.html", "checkpoints", "converted", "students", "model", "samples")
-_OWN += ("status.json", "logs", "wandb", "wandb-id.txt")
+_OWN = ("config.json", "metrics.jsonl", "report.html", "checkpoints", "converted", "guided", "students", "model")
+_OWN += ("samples", "status.json", "logs", "wandb", "wandb-id.txt")
 _HALF_WRITTEN = (".tmp-*", ".old-*", ".progdistill-*.tmp")  # of interop.folders and core.files
 
 
@@ -73,6 +74,11 @@ class RunFolder:
     def converted(self) -> Path:
         """Where the teacher is kept that a distillation has made of one it could not start from."""
         return self.path / "converted"
+
+    @property
+    def guided(self) -> Path:
+        """Where the teacher is kept that a distillation has taught to take a guidance scale."""
+        return self.path / "guided"
 
     @property
     def model(self) -> Path:

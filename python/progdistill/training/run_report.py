@@ -38,6 +38,10 @@ def round_table(records: list[dict[str, Any]]) -> Table:
                 row["updates"] = str(record["updates"])
                 value, error = record["conversion_distance"], record["conversion_distance_error"]
                 row["converted to teacher, at equal steps"] = f"{value:.4f} ± {error:.4f} ({record['sampling_steps']})"
+            if "guidance_distance" in record:
+                row["updates"] = str(record["updates"])
+                value, error = record["guidance_distance"], record["guidance_distance_error"]
+                row["guided to teacher, at equal steps"] = f"{value:.4f} ± {error:.4f} ({record['sampling_steps']})"
             if "teacher_calls" in record:
                 row["updates"] = str(record["updates"])
                 for who in ("student", "teacher"):

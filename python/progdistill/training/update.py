@@ -61,6 +61,8 @@ class Updates:
     def __call__(self, rate: float) -> None:
         """The next update, at this learning rate. Waits for nothing; the gradient's norm is in the optimizer."""
         state, parts = self.state, self._config.gradient_accumulation_steps
+        with convolution_settings():
+            self._run.prepare()
         set_learning_rate(state.optimizer, rate)
         for part, microbatch in enumerate(self._batches.microbatches(state.update), start=1):
             self._write(microbatch)

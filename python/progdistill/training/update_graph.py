@@ -58,22 +58,36 @@ class UpdateGraph:
         self._recorder = CudaRecorder(device) if self.wanted else None
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self._kinds: set[bool] = set()
+        self._waits: list[str] = []
         self._warm_ups = 0
 
-    def __call__(self, last: bool) -> None:
-        """Enqueues a microbatch on the current stream.
+    def prepare(self) -> None:
+        """Records the graphs, if it is time to: to be called between two updates.
 
         Raises:
-            RuntimeError: "require", and it cannot be captured.
+            RuntimeError: "require", and an update cannot be captured.
         """
-        if self.wanted and self._warm_ups == WARM_UP_UPDATES and not self._graphs:
-            self._record()
+        if not self.wanted or self._graphs or self._warm_ups < WARM_UP_UPDATES:
+            return
+        try:
+            if self._waits:
+                raise RuntimeError(f"the host waits for the device: {self._waits[0]}")
+            self._graphs = {kind: self._recorder.record(lambda kind=kind: self._run(kind)) for kind in self._kinds}
+        except RuntimeError as error:
+            if self._required:
+                raise
+            self.wanted = False
+            self._forget()
+            _say(f"an update cannot be captured ({error})")
+
+    def __call__(self, last: bool) -> None:
+        """Enqueues a microbatch on the current stream."""
         if not self.wanted:
             self._run(last)
         elif self._graphs:
             self._graphs[last].replay()
         else:
-            self._recorder.warm_up(lambda: self._run(last))
+            self._waits = self._recorder.warm_up(lambda: self._run(last))
             self._kinds.add(last)
             self._warm_ups += last
 
@@ -82,16 +96,6 @@ class UpdateGraph:
         for graph in self._graphs.values():
             graph.reset()
         self._graphs.clear()
-
-    def _record(self) -> None:
-        try:
-            self._graphs = {kind: self._recorder.record(lambda kind=kind: self._run(kind)) for kind in self._kinds}
-        except RuntimeError as error:
-            if self._required:
-                raise
-            self.wanted = False
-            self._forget()
-            _say(f"an update cannot be captured ({error})")
 
 
 class CudaRecorder:
@@ -102,21 +106,32 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def warm_up(self, run: Callable[[], None]) -> None:
-        """Runs it on the stream that it will be recorded on: autograd goes where the forward pass has been."""
+    def warm_up(self, run: Callable[[], None]) -> list[str]:
+        """Runs it on the stream that it will be recorded on, for autograd goes where the forward pass has been.
+
+        Returns what made the host wait for the device, which a capture would not survive.
+        """
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), _waits_of_the_host() as waits:
             run()
         current.wait_stream(self._stream)
+        return waits
 
     def record(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """What replays the work of `run`, which is not done now."""
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         # thread_local: other threads (one that reads images, say) may go on calling CUDA meanwhile.
-        capture = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
-        with torch.cuda.device(self._device), _no_garbage_collection(), capture:
-            run()
+        mode = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        try:
+            with torch.cuda.device(self._device), _no_garbage_collection(), torch.cuda.graph(graph, **mode):
+                run()
+        except RuntimeError:
+            # A capture that fails leaves its stream current, and torch's generator in a state of capture.
+            torch.cuda.set_stream(current)
+            generator = torch.cuda.default_generators[self._device.index or 0]
+            generator.graphsafe_set_state(torch.Generator(self._device).graphsafe_get_state())
+            raise
         return graph
 
 
@@ -137,6 +152,25 @@ def _obstacle(network: nn.Module, device: torch.device, required: bool) -> str |
 def _say(reason: str) -> None:
     if is_main_process():
         warnings.warn(f"updates are made without CUDA graphs: {reason}", stacklevel=4)
+
+
+@contextlib.contextmanager
+def _waits_of_the_host() -> Iterator[list[str]]:
+    """What torch warns of as synchronising within the block; other warnings are passed on."""
+    waits: list[str] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    for warning in caught:
+        if "synchronizing CUDA operation" in str(warning.message):
+            waits.append(f"{warning.filename}, line {warning.lineno}")
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @contextlib.contextmanager
