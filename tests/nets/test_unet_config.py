@@ -57,11 +57,12 @@ def test_dictionary_is_that_of_diffusers():
     values = UNetConfig().to_dict()
     assert values.pop("_class_name") == "UNet2DModel"
     assert values.pop("_diffusers_version") == "0.24.0"
-    # Two are younger than the version that is named, which would warn about them; one is none of diffusers'.
+    # Two are younger than the version that is named, which would warn about them; two are none of diffusers'.
     expected = {field.name for field in fields(UNetConfig)} - {
         "time_embedding_dim",
         "mid_block_type",
         "guidance_embed_dim",
+        "step_embed_dim",
     }
     assert set(values) == expected
     assert preset("lsun128").to_dict()["time_embedding_dim"] == 768
