@@ -150,10 +150,12 @@ def test_a_finished_distillation_serves_as_pd(folder, result, tmp_path):
     assert not (tmp_path / "pd").exists()
 
 
-def test_students_of_another_teacher_are_refused(folder, tmp_path):
+def test_students_of_this_teacher_alone_are_taken(folder, tmp_path):
     data = str(folder / "images.npz")
     other = train(data, str(tmp_path / "other"), network=tiny.NETWORK, max_train_steps=1, **TRAINING)
     distill(other, rounds=1, output_dir=str(tmp_path / "students"), updates_per_round=1, **TRAINING)
+    own = settings(folder, output_dir=str(tmp_path), teacher=str(tmp_path / "other"), methods=("pd",), steps=(1,))
+    assert compare(**own, pd=str(tmp_path / "students"))["methods"]["pd"]["steps"]["1"]["network_calls"] == 1
     with pytest.raises(ValueError, match="made of another teacher"):
         compare(**settings(folder, output_dir=str(tmp_path), methods=("pd",), pd=str(tmp_path / "students")))
     with pytest.raises(ValueError, match="holds a teacher"):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from progdistill.cli.arguments import parse
-from progdistill.comparison import CompareConfig, compare
+from progdistill.comparison import CompareConfig, compare, table_lines
 
 _LISTS = ("--methods", "--steps", "--metrics")
 
 
 def run(arguments: list[str]) -> None:
     """Parses and runs."""
-    compare(config=parse(CompareConfig, with_flags(arguments), "compare"))
+    config = parse(CompareConfig, with_flags(arguments), "compare")
+    result = compare(config=config)
+    print("\n".join(table_lines(result)))
+    print(f"look at {config.output_dir}/report.html; the figures are in {config.output_dir}/metrics.json")
 
 
 def with_flags(arguments: list[str]) -> list[str]:

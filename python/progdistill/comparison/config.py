@@ -40,7 +40,7 @@ class CompareConfig(DataConfig):
     """Steps of the finer solver that it is fitted to in one of its own."""
     d_ode_batch_size: int = 100
     """Noises that it is fitted on."""
-    sfd_iterations: int = 400
+    sfd_iterations: int = 100
     """Batches of noise for each student of sfd; there is one for each step count."""
     sfd_learning_rate: float = 5e-4
     """Peak learning rate of sfd."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from progdistill.comparison.config import CompareConfig
 from progdistill.comparison.methods import Contender, Method, SolverMethod
-from progdistill.comparison.report import table_lines, write_report
+from progdistill.comparison.report import write_report
 from progdistill.comparison.trained import DistillationMethod, FittedMethod, TrajectoryMethod
 from progdistill.core import Denoiser
 from progdistill.core.files import write_json_atomic
@@ -109,8 +109,6 @@ def compare(
         "machine": machine(),
     }
     on_main_process(lambda: _write(Path(config.output_dir), result, rows))
-    for line in [*table_lines(result), f"look at {config.output_dir}/report.html"]:
-        say(line)
     return result
 
 
