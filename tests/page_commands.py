@@ -23,6 +23,8 @@ SMALL = {
     "--guidance-updates": "1",
     "--validation-images": "2",
     "--num-images": "8",
+    "--sfd-iterations": "1",
+    "--pd-updates-per-round": "1",
     "--nproc_per_node": "2",
 }
 ALWAYS = {
@@ -30,6 +32,7 @@ ALWAYS = {
     "convert": ("--train-batch-size", "--updates", "--validation-images"),
     "distill": ("--train-batch-size", "--updates-per-round", "--validation-images"),
     "sfd": ("--train-batch-size", "--iterations", "--validation-images"),
+    "compare": ("--train-batch-size", "--num-images", "--sfd-iterations", "--pd-updates-per-round"),
 }
 MOST_ROUNDS = 2
 

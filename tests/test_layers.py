@@ -12,7 +12,7 @@ ORDER = [
     {"data", "metrics", "sampling", "interop", "report"},
     {"evaluation"},
     {"training"},
-    {"quickstart"},
+    {"quickstart", "comparison"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

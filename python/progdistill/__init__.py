@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Denoiser": "progdistill.core",
     "Sampler": "progdistill.sampling",
+    "compare": "progdistill.comparison",
     "convert": "progdistill.training",
     "distill": "progdistill.training",
     "export_diffusers": "progdistill.interop",
@@ -32,6 +33,7 @@ _EXPORTS = {
     "train": "progdistill.training",
 }
 _ROOMS = (
+    "comparison",
     "core",
     "data",
     "evaluation",
@@ -49,6 +51,8 @@ __all__ = [
     "Denoiser",
     "Sampler",
     "__version__",
+    "compare",
+    "comparison",
     "convert",
     "core",
     "data",
@@ -78,6 +82,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from progdistill.comparison import compare
     from progdistill.core import Denoiser, from_edm, from_flow_matching
     from progdistill.interop import export_diffusers, load, load_guided_diffusion, load_salimans_ho, save
     from progdistill.sampling import Sampler, export_onnx, export_program, sample

@@ -19,6 +19,7 @@ COMMANDS = {
     "sample": "generate images with a teacher or student",
     "fit-solver": "fit a D-ODE solver to a teacher: better images in as few network calls, in minutes",
     "evaluate": "distances of a model's images, by step count, or of given images to a data set",
+    "compare": "methods for few network calls against each other: solvers, d_ode, sfd, pd; a report",
     "export": "write a sampler as one ONNX or torch.export graph that runs without progdistill",
     "runs": "list the runs below a folder with their state",
     "bench": "list or run the benchmarks of a source checkout",

@@ -1,6 +1,6 @@
 """Solvers of the probability-flow ODE: each turns a grid of angles into stages, which `solve` follows."""
 
-from progdistill.sampling.solvers.fit import fit_solver
+from progdistill.sampling.solvers.fit import correctable_stages, fit_solver
 from progdistill.sampling.solvers.fitted import FittedSolver
 from progdistill.sampling.solvers.grids import GRIDS, make_grid
 from progdistill.sampling.solvers.named import SOLVERS, Solver, chosen_solver, solver_stages
@@ -15,6 +15,7 @@ __all__ = [
     "Stage",
     "Thresholding",
     "chosen_solver",
+    "correctable_stages",
     "fit_solver",
     "make_grid",
     "network_calls",

@@ -65,12 +65,8 @@ def fit_solver(
         raise ValueError("the model is a distilled student, which knows no finer steps; fit a solver to its teacher")
     if scale < 2 or batch_size < 1:
         raise ValueError(f"scale is {scale}, batch_size {batch_size}; at least 2 and 1 are needed")
-    if solver == "ddim":
-        options = {"quantity": "x" if model.prediction_type == "sample" else "eps", **options}
     phis = make_grid(model.schedule, steps, grid, **(grid_options or {}))
-    stages = solver_stages(solver, phis, model, **options)
-    if all(stage.quantity == "v" for stage in stages):
-        raise ValueError(f"{solver} combines v alone, in which there is nothing to correct; fit a solver of eps or x")
+    stages, options = correctable_stages(model, solver, phis, **options)
     finer = teacher_solver or (solver if solver.startswith(_OWN_TEACHERS) else "ddim")
     own = share_of(batch_size)
     with evaluating(model), torch.no_grad():
@@ -85,6 +81,20 @@ def fit_solver(
     facts = {"teacher_solver": finer, "scale": scale, "batch_size": batch_size, "seed": seed, "alignment": alignment}
     facts |= {"model": model_fingerprint(model), "processes": process_count()}
     return FittedSolver(solver, tuple(phis.tolist()), tuple(kappas), options, facts)
+
+
+def correctable_stages(model: Denoiser, solver: str, phis: Tensor, **options: Any) -> tuple[list[Stage], dict]:
+    """The stages that `fit_solver` corrects on a grid of angles (N + 1,), and the options of the solver they are of.
+
+    Raises:
+        ValueError: there is nothing to correct, as in one DDIM step from pure noise; an unknown solver.
+    """
+    if solver == "ddim":
+        options = {"quantity": "x" if model.prediction_type == "sample" else "eps", **options}
+    stages = solver_stages(solver, phis, model, **options)
+    if all(stage.quantity == "v" for stage in stages):
+        raise ValueError(f"{solver} combines v alone, in which there is nothing to correct; fit a solver of eps or x")
+    return stages, options
 
 
 def _fitted(
