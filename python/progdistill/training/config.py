@@ -107,6 +107,10 @@ class LoopConfig(RunConfig):
     progress: bool = True
     """Show a progress bar."""
 
+    def loss_options(self) -> dict[str, Any]:
+        """How losses weigh and measure an error; keyword arguments of the operations that compute them."""
+        return {name: getattr(self, name) for name in ("weighting", "min_snr_gamma", "loss_type", "huber_c")}
+
     def __post_init__(self) -> None:
         self.weighting = canonical_weighting(self.weighting)
         self.loss_type = canonical_loss_type(self.loss_type)

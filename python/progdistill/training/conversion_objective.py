@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from progdistill.ops import diffuse, diffuse_seeded, normal, prediction_loss_and
 from progdistill.ops.layout import per_sample, split_heads
 from progdistill.ops.names import heads
 from progdistill.training.batches import Batch
+from progdistill.training.config import ConvertConfig, DistillConfig
 from progdistill.training.guidance import LABEL_DROPOUT, with_drawn_guidance, with_dropped_labels
 from progdistill.training.loop import Loss
 
@@ -112,16 +113,6 @@ def in_full_precision(teacher: Denoiser, z: Tensor, phi: Tensor, cond: Condition
         return teacher.raw(z, phi, cond)
 
 
-class _Settings(Protocol):
-    """What of a run's settings the loss needs."""
-
-    weighting: str
-    min_snr_gamma: float
-    loss_type: str
-    huber_c: float
-    zero_snr: str
-
-
 class ConversionObjective:
     """t uniform on [0, 1] of the student's schedule; the target is the teacher's prediction in the student's quantity.
 
@@ -135,15 +126,12 @@ class ConversionObjective:
     from its range.
     """
 
-    def __init__(self, teacher: Denoiser, settings: _Settings) -> None:
+    def __init__(self, teacher: Denoiser, config: ConvertConfig | DistillConfig) -> None:
         self.teacher = teacher
         self.steps = _steps_of(teacher)
         self.known = known_angles(teacher)
-        self.with_data = settings.zero_snr == "finetune"
-        self.weighting = settings.weighting
-        self.min_snr_gamma = settings.min_snr_gamma
-        self.loss_type = settings.loss_type
-        self.huber_c = settings.huber_c
+        self.with_data = config.zero_snr == "finetune"
+        self.loss_options = config.loss_options()
         teacher.eval().requires_grad_(False)
 
     def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss:
@@ -158,11 +146,8 @@ class ConversionObjective:
             phi,
             prediction_type=student.prediction_type,
             target_type=target_type,
-            weighting=self.weighting,
-            min_snr_gamma=self.min_snr_gamma,
-            loss_type=self.loss_type,
-            huber_c=self.huber_c,
             grad_scale=grad_scale,
+            **self.loss_options,
         )
         if worth is not None:
             loss, grad = worth.to(loss.dtype) * loss, per_sample(worth, grad) * grad

@@ -55,10 +55,7 @@ class DistillationObjective:
         self.substeps = config.teacher_substeps
         self.addim = config.teacher_sampler == "addim" and steps >= config.addim_min_steps
         self.addim_eta = config.addim_eta
-        self.weighting = config.weighting
-        self.min_snr_gamma = config.min_snr_gamma
-        self.loss_type = config.loss_type
-        self.huber_c = config.huber_c
+        self.loss_options = config.loss_options()
         self.grid = teacher.schedule.grid(self.substeps * steps).to(teacher.device)
         teacher.eval().requires_grad_(False)
 
@@ -77,11 +74,8 @@ class DistillationObjective:
             phis,
             prediction_type=student.prediction_type,
             teacher_prediction_type=teacher_type,
-            weighting=self.weighting,
-            min_snr_gamma=self.min_snr_gamma,
-            loss_type=self.loss_type,
-            huber_c=self.huber_c,
             grad_scale=grad_scale,
+            **self.loss_options,
         )
         return Loss(pred, grad, loss, phis[0])
 

@@ -30,10 +30,7 @@ class GuidanceObjective:
 
     def __init__(self, teacher: Denoiser, config: LoopConfig) -> None:
         self.teacher = teacher
-        self.weighting = config.weighting
-        self.min_snr_gamma = config.min_snr_gamma
-        self.loss_type = config.loss_type
-        self.huber_c = config.huber_c
+        self.loss_options = config.loss_options()
         teacher.eval().requires_grad_(False)
 
     def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss:
@@ -49,11 +46,8 @@ class GuidanceObjective:
             phi,
             prediction_type=student.prediction_type,
             target_type=target_type,
-            weighting=self.weighting,
-            min_snr_gamma=self.min_snr_gamma,
-            loss_type=self.loss_type,
-            huber_c=self.huber_c,
             grad_scale=grad_scale,
+            **self.loss_options,
         )
         return Loss(pred, grad, loss, phi)
 

@@ -43,10 +43,7 @@ class DenoisingObjective:
     """Algorithm 1: t uniform on [0, 1], z = cos(phi) x + sin(phi) eps, the weighted error of the prediction."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.weighting = config.weighting
-        self.min_snr_gamma = config.min_snr_gamma
-        self.loss_type = config.loss_type
-        self.huber_c = config.huber_c
+        self.loss_options = config.loss_options()
         self.label_dropout = config.label_dropout
 
     def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss:
@@ -63,11 +60,8 @@ class DenoisingObjective:
             phi,
             prediction_type=student.prediction_type,
             target_type=target_type,
-            weighting=self.weighting,
-            min_snr_gamma=self.min_snr_gamma,
-            loss_type=self.loss_type,
-            huber_c=self.huber_c,
             grad_scale=grad_scale,
+            **self.loss_options,
         )
         return Loss(pred, grad, loss, phi)
 
