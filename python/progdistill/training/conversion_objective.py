@@ -17,7 +17,7 @@ from progdistill.ops.names import heads
 from progdistill.training.batches import Batch
 from progdistill.training.config import ConvertConfig, DistillConfig
 from progdistill.training.guidance import LABEL_DROPOUT, with_drawn_guidance, with_dropped_labels
-from progdistill.training.loop import Loss
+from progdistill.training.objective import Loss
 
 TEACHER_ERROR = 0.05
 """The error of a network's output that the mixture of teacher and data reckons with, against a spread of about 1."""

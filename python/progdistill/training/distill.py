@@ -28,7 +28,8 @@ from progdistill.training.device import choose_device
 from progdistill.training.guidance import with_drawn_guidance
 from progdistill.training.guidance_round import GuidanceRound
 from progdistill.training.keep import is_kept, keep, recall, with_students
-from progdistill.training.loop import Loss, Round, RoundResult, run_round
+from progdistill.training.loop import Round, RoundResult, run_round
+from progdistill.training.objective import Loss
 from progdistill.training.precision import round_precision
 from progdistill.training.progress import Plan
 from progdistill.training.round_state import copy_network

@@ -18,7 +18,7 @@ from progdistill.ops import diffuse_seeded, prediction_loss_and_grad
 from progdistill.sampling.arguments import checked_guidance_range
 from progdistill.training.batches import Batch
 from progdistill.training.config import LoopConfig
-from progdistill.training.loop import Loss
+from progdistill.training.objective import Loss
 
 SINUSOIDS = 256
 LABEL_DROPOUT = 0.1

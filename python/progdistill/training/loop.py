@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 
 from progdistill.core import Denoiser
 from progdistill.core.processes import is_main_process, on_main_process
-from progdistill.training.batches import Batch, Batches
+from progdistill.training.batches import Batches
 from progdistill.training.compute_network import ComputeNetwork
 from progdistill.training.config import LoopConfig
+from progdistill.training.objective import Objective
 from progdistill.training.optimizer import learning_rate
 from progdistill.training.precision import dtype_name, round_precision
 from progdistill.training.progress import duration
@@ -28,26 +29,6 @@ from progdistill.training.run_report import renew_run_report
 from progdistill.training.running_loss import LossSummary
 from progdistill.training.stopping import RunInterrupted, StopRequest
 from progdistill.training.update import Updates
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """What an objective computes for a microbatch."""
-
-    pred: Tensor
-    """The student's output, or what follows from it, still attached to its graph."""
-    grad: Tensor
-    """The gradient of the loss for `pred`, already scaled."""
-    loss: Tensor
-    """(B,) per-sample losses."""
-    phi: Tensor
-    """(B,) angles."""
-
-
-class Objective(Protocol):
-    """A recipe's loss: (student, microbatch, factor on the sum of the samples' losses) -> Loss."""
-
-    def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss: ...
 
 
 @dataclasses.dataclass(frozen=True)

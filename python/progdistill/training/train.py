@@ -29,7 +29,8 @@ from progdistill.training.config import TrainConfig
 from progdistill.training.device import choose_device
 from progdistill.training.guidance import with_dropped_labels
 from progdistill.training.keep import is_kept, keep, recall
-from progdistill.training.loop import Loss, Round, run_round
+from progdistill.training.loop import Round, run_round
+from progdistill.training.objective import Loss
 from progdistill.training.progress import Plan
 from progdistill.training.run_folder import RunFolder
 from progdistill.training.run_report import write_run_report

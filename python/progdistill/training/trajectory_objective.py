@@ -15,7 +15,7 @@ from progdistill.sampling.ddim import scaled
 from progdistill.sampling.latents import seeded_latents
 from progdistill.sampling.solvers import solve
 from progdistill.training.batches import Batch
-from progdistill.training.loop import Loss
+from progdistill.training.objective import Loss
 from progdistill.training.trajectory_grid import FollowedPath
 
 

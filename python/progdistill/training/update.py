@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from progdistill.core import Denoiser
@@ -11,14 +9,12 @@ from progdistill.core.processes import process_count
 from progdistill.core.random import Stream, integers
 from progdistill.training.batches import Batches, BatchInputs, Microbatch
 from progdistill.training.config import LoopConfig
+from progdistill.training.objective import Objective
 from progdistill.training.optimizer import set_learning_rate
 from progdistill.training.precision import convolution_settings
 from progdistill.training.replicas import replicated, without_exchange
 from progdistill.training.round_state import RoundState
 from progdistill.training.update_graph import UpdateGraph
-
-if TYPE_CHECKING:
-    from progdistill.training.loop import Objective
 
 
 class Updates:
