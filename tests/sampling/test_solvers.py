@@ -281,6 +281,8 @@ def test_sampling_with_a_solver():
     stages = with_analytic_first_step(dpm_solver_multistep(phis.tolist(), 2, quantity="eps"))
     torch.testing.assert_close(2 * got - 1, solve(MIXTURE, latents, stages).clamp(-1, 1), rtol=0, atol=1e-6)
     assert chosen_solver(MIXTURE, "dpmpp_2m", 6, "logsnr", **options).network_calls == 5
+    with pytest.raises(ValueError, match="a solver runs in float32 without a CUDA graph"):
+        sample(MIXTURE, 6, dtype=torch.bfloat16, **given)
     student = MIXTURE.with_network(MIXTURE.network, valid_steps=(6,))
     with pytest.raises(ValueError, match="distilled for DDIM in \\(6,\\) steps"):
         sample(student, 6, **given)

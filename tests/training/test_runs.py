@@ -174,7 +174,7 @@ def test_data_come_from_the_teachers_folder(images, tmp_path):
     loaded = progdistill.load(tmp_path / "teacher")
     quick_distill(loaded, tmp_path / "run", rounds=1)
     loaded.provenance = {}
-    with pytest.raises(ValueError, match="does not record a data set; name one with data="):
+    with pytest.raises(ValueError, match="does not record a data set; name one with --data"):
         quick_distill(loaded, tmp_path / "other", rounds=1)
 
 

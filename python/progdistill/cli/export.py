@@ -10,7 +10,7 @@ import torch
 
 from progdistill.cli.arguments import parse
 from progdistill.core import Denoiser
-from progdistill.interop import baked_guidance, export_diffusers, load
+from progdistill.interop import baked_guidance, baked_step_count, export_diffusers, load
 from progdistill.sampling import Exported, export_onnx, export_program
 from progdistill.sampling.arguments import student_for
 from progdistill.sampling.exported import TOLERANCE
@@ -83,6 +83,8 @@ def _diffusers(model: Denoiser, config: ExportConfig) -> str:
     if config.dtype not in _DTYPES:
         raise ValueError(f"dtype is {config.dtype!r}; use one of {', '.join(_DTYPES)}")
     student = model if config.steps is None else student_for(model, config.steps)
+    if student.step_conditioned and config.steps is not None:
+        student = baked_step_count(student, config.steps)
     exported = export_diffusers(
         student,
         config.output,

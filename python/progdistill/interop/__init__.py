@@ -1,6 +1,6 @@
 """Models as folders that plain diffusers opens: saving, loading, and taking over what others saved."""
 
-from progdistill.interop.baking import baked_guidance
+from progdistill.interop.baking import baked_guidance, baked_step_count
 from progdistill.interop.diffusers_verdict import diffusers_verdict
 from progdistill.interop.export_diffusers import ExportedFolder, export_diffusers
 from progdistill.interop.guided_diffusion import load_guided_diffusion
@@ -11,6 +11,7 @@ from progdistill.interop.save import save
 __all__ = [
     "ExportedFolder",
     "baked_guidance",
+    "baked_step_count",
     "diffusers_verdict",
     "export_diffusers",
     "load",

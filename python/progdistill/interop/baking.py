@@ -80,6 +80,25 @@ def baked_guidance(denoiser: Denoiser, guidance_scale: float) -> Denoiser:
     return denoiser.with_network(baked, guidance_range=None, provenance=provenance)
 
 
+@torch.no_grad()
+def baked_step_count(denoiser: Denoiser, steps: int) -> Denoiser:
+    """A student that is told the number of its steps, for one number for good: it is told none, and knows no other.
+
+    All other weights are shared. Raises ValueError for a model that is told none, and for a count it does not know.
+    """
+    if not denoiser.step_conditioned:
+        raise ValueError(f"steps is {steps}, but this model's network is told no number of steps that could be fixed")
+    if denoiser.valid_steps is not None and steps not in denoiser.valid_steps:
+        raise ValueError(f"steps is {steps}; this model was trained for {', '.join(map(str, denoiser.valid_steps))}")
+    baked = with_added_embedding(
+        denoiser.network, denoiser.network.step_embedding(steps).flatten(), step_embed_dim=None
+    )
+    plans = {count: plan for count, plan in denoiser.sampling_plans.items() if count == steps}
+    return denoiser.with_network(
+        baked, step_conditioned=False, step_count=None, valid_steps=(steps,), sampling_plans=plans
+    )
+
+
 def _rows(times: Tensor, count: int) -> Tensor:
     rows = times.round()
     wrong = times[((rows - times).abs() > _WHOLE) | (rows < 0) | (rows >= count)]

@@ -17,7 +17,10 @@ def diffusers_obstacle(denoiser: Denoiser, config: UNetConfig) -> str | None:
     """
     count = level_count(denoiser)
     if denoiser.step_conditioned:
-        return "its network is told the number of steps, which diffusers does not know of"
+        return (
+            "its network is told the number of steps, which diffusers passes to none; `progdistill export --format "
+            "diffusers --steps N` writes one of them into the weights"
+        )
     if denoiser.sampling_plans:
         return (
             "it was fine-tuned for steps of its own, which are not those of its schedule or begin with one that calls "

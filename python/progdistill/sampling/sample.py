@@ -96,7 +96,7 @@ def sample(
         start = None
     labels = checked_labels(class_labels, count, model.num_classes)
     scales = checked_guidance(guidance_scale, count, model)
-    if solver is None and _takes_fixed_steps(model, sampler, dtype, cuda_graph):
+    if _takes_fixed_steps(model, sampler if solver is None else "solver", dtype, cuda_graph):
         ready = sampler_for(model, steps, max_batch_size, dtype, clip, cuda_graph)
         batches = tqdm(
             range(0, max(count, 1), max_batch_size), desc=f"sampling, {steps} steps", disable=not progress, leave=False
@@ -148,8 +148,8 @@ def _takes_fixed_steps(model: Denoiser, sampler: str, dtype: torch.dtype | None,
         return wanted
     if cuda_graph in ("require", True) or dtype not in (None, torch.float32):
         raise ValueError(
-            f"sampler={sampler!r} runs in float32 without a CUDA graph; leave dtype={dtype} and "
-            f"cuda_graph={cuda_graph!r} out, or use sampler='ddim'"
+            f"{'a solver' if sampler == 'solver' else f'sampler={sampler!r}'} runs in float32 without a CUDA graph; leave "
+            f"dtype={dtype} and cuda_graph={cuda_graph!r} out, or use sampler='ddim'"
         )
     return False
 

@@ -141,7 +141,7 @@ class Conversion:
         )
         result = run_round(round_, batches, config, run)
         comparison = on_main_process(lambda: on_validation(result.student, self.updates))
-        facts = {"updates": self.updates, "seconds": round(result.seconds, 3)}
+        facts = {"updates": self.updates, "seconds": round(result.seconds, 3), "loss": result.loss}
         run.write({"event": "round_end", "round": 0, "label": label, **facts, **comparison})
         result.student.provenance = {
             "recipe": "convert",

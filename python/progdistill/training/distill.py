@@ -225,6 +225,7 @@ def _distill_round(
         "updates": updates,
         "seconds": round(result.seconds, 3),
         "precision": result.precision,
+        "loss": result.loss,
         "weighting": config.weighting,
         "loss_type": config.loss_type,
         "data": batches.dataset.name,

@@ -100,7 +100,7 @@ class _Task:
         config = self.config
         result = self._run(run)
         compared = on_main_process(lambda: self._compare(run, result.student, config.updates))
-        facts = {"updates": config.updates, "seconds": round(result.seconds, 3)}
+        facts = {"updates": config.updates, "seconds": round(result.seconds, 3), "loss": result.loss}
         for steps, comparison in compared.items():
             label = f"{steps} of {self.label}" if len(compared) > 1 else self.label
             run.write({"event": "round_end", "round": 0, "label": label, "steps": steps, **facts, **comparison})

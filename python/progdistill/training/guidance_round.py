@@ -77,7 +77,12 @@ class GuidanceRound:
         )
         result = run_round(round_, batches, config, run)
         comparison = on_main_process(lambda: on_validation(result.student, self.updates))
-        facts = {"updates": self.updates, "seconds": round(result.seconds, 3), "precision": result.precision}
+        facts = {
+            "updates": self.updates,
+            "seconds": round(result.seconds, 3),
+            "precision": result.precision,
+            "loss": result.loss,
+        }
         run.write({"event": "round_end", "round": self.index, "label": label, **facts, **comparison})
         result.student.provenance = {
             "recipe": "guidance",

@@ -52,12 +52,14 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class RoundResult:
-    """The averaged student, its raw weights, how long the updates took, and what computed them ("bfloat16")."""
+    """The averaged student, its raw weights, how long the updates took, what computed them ("bfloat16"), and the mean
+    loss of the last line of the log."""
 
     student: Denoiser
     raw_state_dict: dict[str, Tensor]
     seconds: float
     precision: str
+    loss: float | None
 
 
 def run_round(round_: Round, batches: Batches, config: LoopConfig, run: RunFolder) -> RoundResult:
@@ -109,6 +111,7 @@ class _RoundInProgress:
         bar = tqdm(initial=state.update, total=round_.updates, desc=round_.label, disable=not visible, leave=False)
         generators = torch.random.fork_rng(devices=[self.batches.device] if self.batches.device.type == "cuda" else [])
         with contextlib.closing(self.updates), StopRequest() as stop, bar, generators:
+            loss = None
             while state.update < round_.updates:
                 between = state.update % round_.updates_per_iteration == 0
                 if between and stop.pending():
@@ -130,7 +133,8 @@ class _RoundInProgress:
                     self.save()
         state.seconds = time.perf_counter() - self.started
         averaged = round_.student.with_network(state.averaged())
-        return RoundResult(averaged, state.raw_state_dict(), state.seconds, dtype_name(state.compute.dtype))
+        facts = state.seconds, dtype_name(state.compute.dtype), None if loss is None else loss.mean
+        return RoundResult(averaged, state.raw_state_dict(), *facts)
 
     def log(self, loss: LossSummary, rate: float) -> str:
         """Writes a line; returns what the progress bar says."""

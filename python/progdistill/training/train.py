@@ -146,6 +146,7 @@ def train(
         "updates": config.max_train_steps,
         "seconds": round(result.seconds, 3),
         "precision": result.precision,
+        "loss": result.loss,
     }
     on_main_process(lambda: keep(teacher, run.model, result.raw_state_dict))
     run.finish()
