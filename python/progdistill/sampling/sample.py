@@ -147,9 +147,10 @@ def _takes_fixed_steps(model: Denoiser, sampler: str, dtype: torch.dtype | None,
     if sampler == "ddim" or not wanted:
         return wanted
     if cuda_graph in ("require", True) or dtype not in (None, torch.float32):
+        who = "a solver" if sampler == "solver" else f"sampler={sampler!r}"
         raise ValueError(
-            f"{'a solver' if sampler == 'solver' else f'sampler={sampler!r}'} runs in float32 without a CUDA graph; leave "
-            f"dtype={dtype} and cuda_graph={cuda_graph!r} out, or use sampler='ddim'"
+            f"{who} runs in float32 without a CUDA graph; leave dtype={dtype} and cuda_graph={cuda_graph!r} out, or use "
+            "sampler='ddim'"
         )
     return False
 
