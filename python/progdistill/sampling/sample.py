@@ -149,8 +149,8 @@ def _takes_fixed_steps(model: Denoiser, sampler: str, dtype: torch.dtype | None,
     if cuda_graph in ("require", True) or dtype not in (None, torch.float32):
         who = "a solver" if sampler == "solver" else f"sampler={sampler!r}"
         raise ValueError(
-            f"{who} runs in float32 without a CUDA graph; leave dtype={dtype} and cuda_graph={cuda_graph!r} out, or use "
-            "sampler='ddim'"
+            f"{who} runs in float32 without a CUDA graph; leave dtype={dtype} and cuda_graph={cuda_graph!r} out, or "
+            "use sampler='ddim'"
         )
     return False
 
