@@ -9,10 +9,9 @@ from typing import Any
 
 from progdistill.core import Denoiser
 from progdistill.core.processes import join_processes, on_main_process
-from progdistill.data import to_uint8
-from progdistill.evaluation import compare_conversion, rows_by_class
-from progdistill.report import labelled_rows
+from progdistill.evaluation import compare_conversion
 from progdistill.training.batches import BatchSource
+from progdistill.training.comparison_grid import save_comparison_grid
 from progdistill.training.config import ConvertConfig, DistillConfig
 from progdistill.training.conversion_objective import ConversionObjective, HeldTeacher
 from progdistill.training.converted_student import converted_student
@@ -25,7 +24,6 @@ from progdistill.training.run_report import write_run_report
 from progdistill.training.teacher_and_data import opened_data, opened_teacher
 
 SAMPLING_STEPS = 64
-_GRID_COLUMNS = 12
 
 
 def why_convert(teacher: Denoiser) -> str | None:
@@ -124,10 +122,7 @@ class Conversion:
 
         def on_validation(model: Denoiser, update: int) -> dict[str, float]:
             comparison = compare_conversion(model, teacher, steps, config.validation_images)
-            rows = [(name, to_uint8(images)) for name, images in comparison.rows()]
-            rows = rows_by_class(rows, comparison.labels, _GRID_COLUMNS)
-            if teacher.sample_shape[0] in (1, 3):
-                run.save_grid(labelled_rows(rows), f"converted-update-{update:07d}", 0, update)
+            save_comparison_grid(run, comparison, f"converted-update-{update:07d}", 0, update)
             return comparison.record()
 
         round_ = Round(

@@ -13,14 +13,14 @@ from torch import Tensor
 from progdistill.core import Condition, Denoiser
 from progdistill.core.processes import is_main_process, join_processes, on_main_process
 from progdistill.core.random import Stream, integers
-from progdistill.data import ImageDataset, to_uint8
-from progdistill.evaluation import compare_round, rows_by_class
+from progdistill.data import ImageDataset
+from progdistill.evaluation import compare_round
 from progdistill.interop import save
 from progdistill.nets.unet import UNet
 from progdistill.ops import ddim_step, diffuse_seeded, distillation_loss_and_grad
-from progdistill.report import labelled_rows
 from progdistill.sampling.addim import addim_prediction
 from progdistill.training.batches import Batch, BatchSource
+from progdistill.training.comparison_grid import save_comparison_grid
 from progdistill.training.compute_network import computing_teacher
 from progdistill.training.config import DistillConfig
 from progdistill.training.convert import SAMPLING_STEPS, Conversion, why_convert
@@ -36,8 +36,6 @@ from progdistill.training.round_state import copy_network
 from progdistill.training.run_folder import RunFolder
 from progdistill.training.run_report import write_run_report
 from progdistill.training.teacher_and_data import opened_data, opened_teacher
-
-GRID_COLUMNS = 12
 
 
 class DistillationObjective:
@@ -187,10 +185,7 @@ def _distill_round(
         comparison = compare_round(
             model, teacher, steps, config.validation_images, teacher_substeps=config.teacher_substeps
         )
-        rows = [(name, to_uint8(images)) for name, images in comparison.rows()]
-        rows = rows_by_class(rows, comparison.labels, GRID_COLUMNS)
-        if teacher.sample_shape[0] in (1, 3):
-            run.save_grid(labelled_rows(rows), f"steps-{steps:04d}-update-{update:07d}", index, update)
+        save_comparison_grid(run, comparison, f"steps-{steps:04d}-update-{update:07d}", index, update)
         return comparison.record()
 
     updates = config.updates_for(steps)

@@ -9,9 +9,8 @@ from typing import Any
 
 from progdistill.core import Denoiser
 from progdistill.core.processes import join_processes, on_main_process
-from progdistill.data import to_uint8
-from progdistill.evaluation import compare_trajectory, rows_by_class
-from progdistill.report import labelled_rows
+from progdistill.evaluation import compare_trajectory
+from progdistill.training.comparison_grid import save_comparison_grid
 from progdistill.training.compute_network import computing_teacher
 from progdistill.training.device import choose_device
 from progdistill.training.few_step_student import few_step_student
@@ -26,8 +25,6 @@ from progdistill.training.teacher_and_data import opened_teacher
 from progdistill.training.trajectory_config import TrajectoryConfig
 from progdistill.training.trajectory_grid import followed_path
 from progdistill.training.trajectory_objective import TrajectoryObjective
-
-_GRID_COLUMNS = 12
 
 
 def finetune_trajectory(
@@ -152,10 +149,7 @@ class _Task:
         for steps, path in self.paths.items():
             teacher = self.teacher if path.teacher_steps is None else self.teacher.for_steps(path.teacher_steps)
             comparison = compare_trajectory(model, teacher, steps, path.solver, self.config.validation_images)
-            rows = [(name, to_uint8(images)) for name, images in comparison.rows()]
-            rows = rows_by_class(rows, comparison.labels, _GRID_COLUMNS)
-            if self.teacher.sample_shape[0] in (1, 3):
-                run.save_grid(labelled_rows(rows), f"steps-{steps:04d}-update-{update:07d}", 0, update)
+            save_comparison_grid(run, comparison, f"steps-{steps:04d}-update-{update:07d}", 0, update)
             records[steps] = comparison.record()
         return records
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from progdistill.core import Denoiser
 from progdistill.core.processes import is_main_process, on_main_process
-from progdistill.data import to_uint8
-from progdistill.evaluation import compare_conversion, rows_by_class
-from progdistill.report import labelled_rows
+from progdistill.evaluation import compare_conversion
 from progdistill.training.batches import BatchSource
+from progdistill.training.comparison_grid import save_comparison_grid
 from progdistill.training.compute_network import computing_teacher
 from progdistill.training.config import DistillConfig
 from progdistill.training.guidance import GuidanceObjective, check_can_be_guided, guided_student
@@ -19,8 +18,6 @@ from progdistill.training.keep import is_kept, keep, recall
 from progdistill.training.loop import Round, run_round
 from progdistill.training.precision import round_precision
 from progdistill.training.run_folder import RunFolder
-
-_GRID_COLUMNS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +56,7 @@ class GuidanceRound:
         def on_validation(model: Denoiser, update: int) -> dict[str, float]:
             steps, count = self.sampling_steps, config.validation_images
             comparison = compare_conversion(model, teacher, steps, count, round_name="guidance")
-            rows = [(name, to_uint8(images)) for name, images in comparison.rows()]
-            rows = rows_by_class(rows, comparison.labels, _GRID_COLUMNS)
-            if teacher.sample_shape[0] in (1, 3):
-                run.save_grid(labelled_rows(rows), f"guided-update-{update:07d}", self.index, update)
+            save_comparison_grid(run, comparison, f"guided-update-{update:07d}", self.index, update)
             return comparison.record()
 
         constant = computing_teacher(teacher, round_precision(config, batches.device), compiled=config.compile)
