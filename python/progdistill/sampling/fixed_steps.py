@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from progdistill.core import Condition, Denoiser
 from progdistill.core.random import Stream
+from progdistill.nets.bfloat16_twin import bfloat16_twin
 from progdistill.nets.embeddings import FixedTime
 from progdistill.nets.unet import UNet
 from progdistill.ops import ddim_step, normal
@@ -104,8 +105,13 @@ def _twin(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Mo
     """The network itself if it computes in that dtype already, else a copy that does, in eval mode."""
     if all(tensor.dtype == dtype for tensor in network.parameters() if tensor.is_floating_point()):
         return network
-    twin = copy.deepcopy(network).to(dtype).eval().requires_grad_(False)
-    return twin.to(memory_format=torch.channels_last) if device.type == "cuda" else twin
+    on_gpu = device.type == "cuda"
+    if on_gpu and dtype == torch.bfloat16 and isinstance(network, UNet):
+        twin = bfloat16_twin(network)
+    else:
+        twin = copy.deepcopy(network).to(dtype)
+        twin = twin.to(memory_format=torch.channels_last) if on_gpu else twin
+    return twin.eval().requires_grad_(False)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
