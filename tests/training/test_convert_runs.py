@@ -11,32 +11,16 @@ import progdistill
 import tiny
 from analytic import EpsilonMixture, MixtureDenoiser, foreign_teacher
 from interop import models
+from interrupted_runs import Interrupted, interrupt_at, lines
 from progdistill.core import Denoiser, TableSchedule
 from progdistill.nets.unet import UNet
 from progdistill.training import ConvertConfig, DistillConfig, convert, distill
 from progdistill.training.config import fingerprint
-from progdistill.training.metrics_log import MetricsLog
 
 QUICK = {"train_batch_size": 8, "progress": False, "device": "cpu", "logging_steps": 2, "checkpointing_steps": 3}
 QUICK |= {"validation_images": 4, "ema_decay": 0.9}
 MILD = TableSchedule.from_betas(torch.linspace(5e-3, 0.15, 32, dtype=torch.float64))
 MEAN = -0.2
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt_after(monkeypatch, writes):
-    """Stops a run at its n-th line of metrics."""
-    original, count = MetricsLog.write, iter(range(1, 10_000))
-
-    def write(self, record):
-        if next(count) > writes:
-            raise Interrupted
-        original(self, record)
-
-    monkeypatch.setattr(MetricsLog, "write", write)
 
 
 def unet_teacher():
@@ -50,11 +34,6 @@ def quick_distill(teacher, folder, **settings):
 
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.network.parameters()])
-
-
-def lines(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
 
 
 class Turned(nn.Module):
@@ -138,7 +117,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(whole_run, tmp_path, monkeypatch
     """In the conversion (the first five lines), at its end, and in the round after it."""
     folder, whole = whole_run
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        interrupt_after(patched, writes)
+        interrupt_at(patched, writes + 1)
         quick_distill(unet_teacher(), tmp_path)
     resumed = quick_distill(unet_teacher(), tmp_path)
     assert torch.equal(weights(whole), weights(resumed))

@@ -1,7 +1,6 @@
 """Guidance distillation: guidance enters once, in stage one, and is never applied again."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import literal
 import progdistill
 import tiny
 import tiny_models
+from interrupted_runs import Interrupted, interrupt_at, lines
 from progdistill.core import Condition, CosineSchedule
 from progdistill.core.random import Stream, uniform
 from progdistill.ops import diffuse_seeded
@@ -20,7 +20,6 @@ from progdistill.training.config import fingerprint
 from progdistill.training.conversion_objective import ConversionObjective
 from progdistill.training.distill import DistillationObjective
 from progdistill.training.guidance import GuidanceObjective, guided_student, with_drawn_guidance
-from progdistill.training.metrics_log import MetricsLog
 from recorded_graph import CpuRecorder
 
 QUICK = {"train_batch_size": 8, "progress": False, "device": "cpu", "logging_steps": 2, "checkpointing_steps": 3}
@@ -128,11 +127,6 @@ def test_stage_two_never_guides_again():
         teacher = student.with_network(student.network, valid_steps=(steps,))
 
 
-def lines(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
-
-
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.network.parameters()])
 
@@ -141,10 +135,6 @@ def quick_distill(teacher, folder, **settings):
     labelled = {"data": list(zip(torch.from_numpy(tiny.IMAGES) / 127.5 - 1, np.arange(24) % 2, strict=True))}
     options = {"rounds": 2, "updates_per_round": 5, "guidance_range": RANGE, "guidance_updates": 7, **labelled, **QUICK}
     return distill(teacher, output_dir=str(folder), **{**options, **settings})
-
-
-class Interrupted(Exception):
-    pass
 
 
 def test_a_run_guides_first_and_resumes_bit_for_bit(tmp_path, capsys, monkeypatch):
@@ -162,14 +152,7 @@ def test_a_run_guides_first_and_resumes_bit_for_bit(tmp_path, capsys, monkeypatc
     assert (tmp_path / "run" / "samples" / "guided-update-0000007.png").exists()
     assert "guidance 1 to 4" in (tmp_path / "run" / "report.html").read_text()
 
-    original, count = MetricsLog.write, iter(range(1, 10_000))
-
-    def write(self, record):
-        if next(count) in (3, 8):
-            raise Interrupted
-        original(self, record)
-
-    monkeypatch.setattr(MetricsLog, "write", write)
+    interrupt_at(monkeypatch, 3, 8)
     for _ in range(2):
         with pytest.raises(Interrupted):
             quick_distill(guidable(), tmp_path / "again")

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from interrupted_runs import lines
+
 SCRIPT = Path(__file__).parent / "two_processes.py"
 
 
@@ -42,11 +44,6 @@ def weights(folder):
         found |= {f"{path.relative_to(folder)}:{name}": value for name, value in load_file(path).items()}
     assert len(found) > 100
     return found
-
-
-def lines(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import nn
 
 import progdistill
+from interrupted_runs import Interrupted, interrupt_at, lines
 from progdistill.core import Denoiser
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.unet import UNet
 from progdistill.training import DistillConfig, TrainConfig, distill, train
 from progdistill.training.checkpoint import Checkpoint
-from progdistill.training.metrics_log import MetricsLog
 from progdistill.training.optimizer import _MOMENTS, learning_rate
 from progdistill.training.round_state import RoundState, copy_network
 
@@ -54,32 +54,11 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.network.parameters()])
 
 
-def lines(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt_after(monkeypatch, writes):
-    """Stops a run at its n-th line of metrics."""
-    original, count = MetricsLog.write, iter(range(1, 10_000))
-
-    def write(self, record):
-        if next(count) > writes:
-            raise Interrupted
-        original(self, record)
-
-    monkeypatch.setattr(MetricsLog, "write", write)
-
-
 @pytest.mark.parametrize("writes", [1, 2, 3])
 def test_interrupted_training_resumes_bit_for_bit(images, tmp_path, monkeypatch, writes):
     whole = quick_train(images, tmp_path / "whole")
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        interrupt_after(patched, writes)
+        interrupt_at(patched, writes + 1)
         quick_train(images, tmp_path / "resumed")
     resumed = quick_train(images, tmp_path / "resumed")
     assert torch.equal(weights(whole), weights(resumed))
@@ -92,7 +71,7 @@ def test_interrupted_distillation_resumes_bit_for_bit(images, tmp_path, monkeypa
     teacher = quick_train(images, tmp_path / "teacher")
     whole = quick_distill(teacher, tmp_path / "whole")
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        interrupt_after(patched, writes)
+        interrupt_at(patched, writes + 1)
         quick_distill(teacher, tmp_path / "resumed")
     resumed = quick_distill(teacher, tmp_path / "resumed")
     assert torch.equal(weights(whole), weights(resumed))

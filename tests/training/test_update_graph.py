@@ -1,7 +1,6 @@
 """Updates as graphs: the bits of updates without them, on the CPU with a stand-in that repeats recorded operations."""
 
 import copy
-import json
 import sys
 import warnings
 
@@ -11,9 +10,9 @@ import torch
 from torch import nn
 
 import tiny
+from interrupted_runs import Interrupted, interrupt_at, lines
 from progdistill.nets.unet import UNet
 from progdistill.training import distill, train, update_graph
-from progdistill.training.metrics_log import MetricsLog
 from recorded_graph import CpuRecorder, RecordedGraph
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -66,11 +65,6 @@ def weights(model):
     return torch.cat([p.detach().flatten().cpu() for p in model.network.parameters()])
 
 
-def lines(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
-
-
 SETTINGS = {
     "float32": {},
     "bf16": {"mixed_precision": "bf16"},
@@ -103,23 +97,12 @@ def test_graphs_distil_with_the_bits_of_eager_updates(recorders, tmp_path, setti
     assert lines(tmp_path / "eager") == lines(tmp_path / "graphs")
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.mark.parametrize("settings", [{}, SETTINGS["accumulated bf16"]], ids=["float32", "accumulated bf16"])
 def test_a_run_of_graphs_resumes_bit_for_bit(recorders, tmp_path, monkeypatch, settings):
     """Stopped at the line of update 6, with a checkpoint at 4 whose losses belong to that line."""
     whole = teacher_run(tmp_path / "whole", cuda_graph=False, **settings)
-    write, count = MetricsLog.write, iter(range(1, 100))
-
-    def interrupting(self, record):
-        if next(count) == 2:
-            raise Interrupted
-        write(self, record)
-
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(MetricsLog, "write", interrupting)
+        interrupt_at(patched, 2)
         teacher_run(tmp_path / "run", **settings)
     resumed = teacher_run(tmp_path / "run", **settings)
     assert [recorder.recorded > 0 for recorder in recorders] == [True, True]
@@ -245,15 +228,8 @@ def test_captured_updates_have_the_bits_of_eager_ones(deterministic, tmp_path, m
 @gpu
 def test_captured_runs_resume_with_the_bits_of_eager_ones(deterministic, tmp_path, monkeypatch):
     whole = teacher_run(tmp_path / "whole", "cuda", cuda_graph=False)
-    write, count = MetricsLog.write, iter(range(1, 100))
-
-    def interrupting(self, record):
-        if next(count) == 2:
-            raise Interrupted
-        write(self, record)
-
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(MetricsLog, "write", interrupting)
+        interrupt_at(patched, 2)
         teacher_run(tmp_path / "run", "cuda", cuda_graph="require")
     resumed = teacher_run(tmp_path / "run", "cuda", cuda_graph="require")
     assert torch.equal(weights(whole), weights(resumed))
