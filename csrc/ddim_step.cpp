@@ -29,11 +29,15 @@ bool ddim_step(
           const Form& first = clip ? form.x : form.direct;
           sum.add(z, 0, first.z);
           sum.add_heads(out, first.output);
-          sum.write(clip ? scratch.x : to);
           if (clip) {
-            typed_loops<T>().clip(
-                scratch.x, to, read<T>(z, 0, layout, block, nullptr), static_cast<T>(*clip),
-                static_cast<T>(form.z_of_clipped), static_cast<T>(form.x_of_clipped), block.size);
+            Term<T> terms[kTerms];
+            const int count = sum.copy_terms(terms);
+            const ClippedMove<T> by{
+                static_cast<T>(*clip), static_cast<T>(form.z_of_clipped), static_cast<T>(form.x_of_clipped)};
+            const T* state = read<T>(z, 0, layout, block, nullptr);
+            typed_loops<T>().clipped_step(to, terms, count, state, by, block.size);
+          } else {
+            sum.write(to);
           }
           commit(next, layout, block, &to);
         });

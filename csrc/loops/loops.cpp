@@ -18,20 +18,36 @@
 #define PD_INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
-#include "optimizer.h"
+// What a loop's body is made of: a call that is left standing keeps the loop from becoming vector code.
+#if defined(__GNUC__)
+#define PD_INLINE __attribute__((always_inline)) inline
+#else
+#define PD_INLINE inline
+#endif
 
 namespace progdistill {
 namespace {
 
-constexpr int kLanes = 32;  // partial sums of a reduction: the same for every instruction set, so the same bits
+// Elements that are computed side by side, and partial sums of a reduction: the same for every instruction set, so the
+// same bits.
+constexpr int kLanes = 32;
 
 /// The sum of N terms at element i. N is a constant, so the loop unrolls.
 template <int N, class T>
-inline T sum_of_terms(const Term<T>* terms, int64_t i) {
+PD_INLINE T sum_of_terms(const Term<T>* terms, int64_t i) {
   T sum = terms[0].coefficient * terms[0].data[i];
   for (int k = 1; k < N; ++k) sum = fused(terms[k].coefficient, terms[k].data[i], sum);
   return sum;
 }
+
+}  // namespace
+}  // namespace progdistill
+
+#include "clipped.h"
+#include "optimizer.h"
+
+namespace progdistill {
+namespace {
 
 template <int N, class T>
 void combine_fixed(T* dst, const Term<T>* given, int64_t n) {
@@ -57,13 +73,18 @@ void combine(T* dst, const Term<T>* terms, int count, int64_t n) {
   }
 }
 
-template <class T>
-void clip(T* x, T* next, const T* state, T bound, T state_factor, T x_factor, int64_t n) {
+/// The residuals of `lanes` <= kLanes elements from `start` on, each added to a sum of its own.
+template <LossType Type, int Heads, int N, bool Grad, class T>
+PD_INLINE void add_residuals(const Residual<T>& job, int64_t start, int lanes, T* sums) {
   PD_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) {
-    const T value = x[i], inside = clipped(value, bound);
-    next[i] = fused(x_factor, inside, state_factor * state[i]);
-    x[i] = value - inside;
+  for (int lane = 0; lane < lanes; ++lane) {
+    const int64_t i = start + lane;
+    const T target = N > 0 ? sum_of_terms<(N > 0 ? N : 1)>(job.target, i) : T(0);
+    const T r = job.scale * (sum_of_terms<Heads>(job.pred, i) - target);
+    const T derivative = add_loss<Type>(r, job.huber_c, sums[lane]);
+    if constexpr (Grad) {
+      for (int head = 0; head < Heads; ++head) job.grad[head][i] = job.slope[head] * derivative;
+    }
   }
 }
 
@@ -71,19 +92,9 @@ template <LossType Type, int Heads, int N, bool Grad, class T>
 double residual_fixed(const Residual<T>& given, int64_t n) {
   const Residual<T> job = given;
   T sums[kLanes] = {};
-  for (int64_t start = 0; start < n; start += kLanes) {
-    const int lanes = n - start < kLanes ? static_cast<int>(n - start) : kLanes;
-    PD_INDEPENDENT
-    for (int lane = 0; lane < lanes; ++lane) {
-      const int64_t i = start + lane;
-      const T target = N > 0 ? sum_of_terms<(N > 0 ? N : 1)>(job.target, i) : T(0);
-      const T r = job.scale * (sum_of_terms<Heads>(job.pred, i) - target);
-      const T derivative = add_loss<Type>(r, job.huber_c, sums[lane]);
-      if constexpr (Grad) {
-        for (int head = 0; head < Heads; ++head) job.grad[head][i] = job.slope[head] * derivative;
-      }
-    }
-  }
+  int64_t start = 0;
+  for (; start + kLanes <= n; start += kLanes) add_residuals<Type, Heads, N, Grad>(job, start, kLanes, sums);
+  add_residuals<Type, Heads, N, Grad>(job, start, static_cast<int>(n - start), sums);
   for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
   }
@@ -207,8 +218,8 @@ namespace PD_ISA {
 
 extern const Loops table;
 const Loops table = {
-    {combine<float>, clip<float>, residual<float>, split, join, adamw_ema<float>, sum_of_squares<float>},
-    {combine<double>, clip<double>, residual<double>, split_any<double>, join_any<double>, adamw_ema<double>,
+    {combine<float>, clipped_step<float>, clipped_target<float>, residual<float>, split, join, adamw_ema<float>, sum_of_squares<float>},
+    {combine<double>, clipped_step<double>, clipped_target<double>, residual<double>, split_any<double>, join_any<double>, adamw_ema<double>,
      sum_of_squares<double>},
     bfloat16_to_float,
     float_to_bfloat16,

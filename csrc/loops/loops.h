@@ -19,6 +19,44 @@ struct Term {
   T coefficient;
 };
 
+/// next = z * state + x * clip(x).
+template <class T>
+struct ClippedMove {
+  T bound;
+  T z;
+  T x;
+};
+
+/// One step of a teacher that clips x: x = x_of_z * state + sum x_of_output[head] * out[head] becomes clip(x), the state
+/// z_of_clipped * state + x_of_clipped * clip(x), and the target grows by sum output[head] * out[head] + excess * (x -
+/// clip(x)).
+template <class T>
+struct ClippedStep {
+  const T* out[2];
+  T output[2];
+  T x_of_z;
+  T x_of_output[2];
+  T z_of_clipped;
+  T x_of_clipped;
+  T excess;
+};
+
+/// The target of such steps, which starts as z_factor * z. They may come in several runs: what all but the last leave in
+/// state, target and excess is there for the next.
+template <class T>
+struct ClippedTarget {
+  const T* z;
+  T z_factor;
+  T bound;
+  int heads;
+  ClippedStep<T> step[kTerms];
+  int steps;
+  bool first, last;
+  T* state;
+  T* target;
+  T* excess;
+};
+
 template <class T>
 struct Residual {
   Term<T> target[kTerms];
@@ -46,8 +84,10 @@ template <class T>
 struct TypedLoops {
   /// dst = sum of coefficient * data over `count` <= kTerms terms; dst may be the data of a term.
   void (*combine)(T* dst, const Term<T>* terms, int count, int64_t n);
-  /// next = state_factor * state + x_factor * clip(x), then x becomes x - clip(x); next may be state.
-  void (*clip)(T* x, T* next, const T* state, T bound, T state_factor, T x_factor, int64_t n);
+  /// The step by way of a clipped x, the sum of `count` <= 3 terms; next overlaps nothing.
+  void (*clipped_step)(T* next, const Term<T>* terms, int count, const T* state, const ClippedMove<T>& by, int64_t n);
+  /// dst, which overlaps nothing, = the target, if this is the last run of steps.
+  void (*clipped_target)(T* dst, const ClippedTarget<T>& target, int64_t n);
   /// r = scale * (sum pred - sum target). By type: grad[h] = slope[h] * r and the sum of r^2 is returned, or slope[h] *
   /// sign(r) and the sum of |r|, or slope[h] * r / sqrt(r^2 + c^2) and the sum of sqrt(r^2 + c^2) - c.
   double (*residual)(const Residual<T>& residual, int64_t n);
