@@ -24,7 +24,12 @@ void normal(
 bool diffuse(
     const Layout& layout, const Sink& z, const Source& x, const Source& noise, const double* phi, int threads);
 
-/// The same with the noise that `normal` gives for each sample, elements numbered in contiguous order.
+/// The gradients of `diffuse`; angles are those of a call that was in order.
+void diffuse_backward(
+    const Layout& layout, const std::optional<Sink>& grad_x, const std::optional<Sink>& grad_noise, const Source& grad,
+    const double* phi, int threads);
+
+/// `diffuse` with the noise that `normal` gives for each sample, elements numbered in contiguous order.
 bool diffuse_seeded(
     const Layout& layout, const Sink& z, const Source& x, const int64_t* seeds, int64_t step, uint32_t stream,
     const double* phi, int threads);
@@ -33,6 +38,12 @@ bool diffuse_seeded(
 bool ddim_step(
     const Layout& layout, const Sink& next, const Source& z, const Source& out, const double* phi,
     const double* phi_next, Prediction prediction, std::optional<double> clip, int threads);
+
+/// The gradients of `ddim_step`; angles are those of a call that was in order. z and out are read with a clip only.
+void ddim_step_backward(
+    const Layout& layout, const std::optional<Sink>& grad_z, const std::optional<Sink>& grad_out, const Source& grad,
+    const Source& z, const Source& out, const double* phi, const double* phi_next, Prediction prediction,
+    std::optional<double> clip, int threads);
 
 /// The one-step target of a teacher's steps.
 bool distillation_target(

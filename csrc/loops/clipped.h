@@ -33,6 +33,29 @@ void clipped_step(T* next, const Term<T>* terms, int count, const T* state, cons
   }
 }
 
+template <int N, class T>
+void unclipped_fixed(T* dst, const Term<T>* given, const T* grad, T bound, T factor, int64_t n) {
+  Term<T> terms[N];
+  for (int k = 0; k < N; ++k) terms[k] = given[k];
+  PD_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    const T x = sum_of_terms<N>(terms, i), product = factor * grad[i];
+    dst[i] = (x < 0 ? -x : x) <= bound ? product : T(0);
+  }
+}
+
+template <class T>
+void unclipped(T* dst, const Term<T>* terms, int count, const T* grad, T bound, T factor, int64_t n) {
+  switch (count) {
+    case 1:
+      return unclipped_fixed<1>(dst, terms, grad, bound, factor, n);
+    case 2:
+      return unclipped_fixed<2>(dst, terms, grad, bound, factor, n);
+    default:
+      return unclipped_fixed<3>(dst, terms, grad, bound, factor, n);
+  }
+}
+
 /// What a teacher's steps have come to at an element.
 template <class T>
 struct Followed {

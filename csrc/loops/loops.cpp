@@ -218,8 +218,10 @@ namespace PD_ISA {
 
 extern const Loops table;
 const Loops table = {
-    {combine<float>, clipped_step<float>, clipped_target<float>, residual<float>, split, join, adamw_ema<float>, sum_of_squares<float>},
-    {combine<double>, clipped_step<double>, clipped_target<double>, residual<double>, split_any<double>, join_any<double>, adamw_ema<double>,
+    {combine<float>, clipped_step<float>, unclipped<float>, clipped_target<float>,
+     residual<float>, split, join, adamw_ema<float>, sum_of_squares<float>},
+    {combine<double>, clipped_step<double>, unclipped<double>, clipped_target<double>,
+     residual<double>, split_any<double>, join_any<double>, adamw_ema<double>,
      sum_of_squares<double>},
     bfloat16_to_float,
     float_to_bfloat16,

@@ -86,6 +86,8 @@ struct TypedLoops {
   void (*combine)(T* dst, const Term<T>* terms, int count, int64_t n);
   /// The step by way of a clipped x, the sum of `count` <= 3 terms; next overlaps nothing.
   void (*clipped_step)(T* next, const Term<T>* terms, int count, const T* state, const ClippedMove<T>& by, int64_t n);
+  /// dst = factor * grad where a sum of `count` <= 3 terms lies within the bound, else 0; dst overlaps nothing.
+  void (*unclipped)(T* dst, const Term<T>* terms, int count, const T* grad, T bound, T factor, int64_t n);
   /// dst, which overlaps nothing, = the target, if this is the last run of steps.
   void (*clipped_target)(T* dst, const ClippedTarget<T>& target, int64_t n);
   /// r = scale * (sum pred - sum target). By type: grad[h] = slope[h] * r and the sum of r^2 is returned, or slope[h] *

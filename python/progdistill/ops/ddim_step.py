@@ -7,9 +7,10 @@ from torch import Tensor
 
 from progdistill.ops import checks, native, rotation
 from progdistill.ops.backends import choose, declare
+from progdistill.ops.ddim_step_backward import ddim_step_backward_native, ddim_step_backward_reference
 from progdistill.ops.layout import dense, interleaved_channels, memory_format, per_sample, split_heads
 from progdistill.ops.names import PREDICTION_TYPES, canonical_prediction_type, heads
-from progdistill.ops.registration import register
+from progdistill.ops.registration import is_plain_call, register
 
 
 def ddim_step(
@@ -56,17 +57,9 @@ def ddim_step_reference(
     parts = split_heads(out, heads(prediction_type), z.dtype)
     form = rotation.step_form(prediction_type, phi, phi_next)
     if clip is None:
-        return linear(form.direct, z, parts)
-    x = linear(form.x, z, parts).clamp(-clip, clip)
+        return rotation.linear(form.direct, z, parts)
+    x = rotation.linear(form.x, z, parts).clamp(-clip, clip)
     return per_sample(form.z_of_clipped, z) * z + per_sample(form.x_of_clipped, z) * x
-
-
-def linear(form: rotation.Form, z: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-    """A form's value: its coefficients applied to the state and to the heads of an output."""
-    value = per_sample(form.z, z) * z
-    for coefficient, part in zip(form.output, parts, strict=True):
-        value = value + per_sample(coefficient, z) * part
-    return value
 
 
 def _ddim_step_native(
@@ -148,28 +141,19 @@ def _fake(z, out, phi, phi_next, prediction_type, clip, backend) -> Tensor:
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    z, out, phi, phi_next, ctx.prediction_type, ctx.clip, _ = inputs
-    if ctx.clip is None:
-        ctx.save_for_backward(phi, phi_next)
-    else:
-        ctx.save_for_backward(phi, phi_next, z, out)
+    z, out, phi, phi_next, ctx.prediction_type, ctx.clip, backend = inputs
+    ctx.save_for_backward(phi, phi_next, *(() if ctx.clip is None else (z, out)))
     ctx.out_dtype = out.dtype
+    ctx.on_cpu_kernel = z.device.type == "cpu" and choose("ddim_step", "cpu", backend) is _ddim_step_native
 
 
 def _backward(ctx, grad: Tensor):
-    phi, phi_next, *clipped = ctx.saved_tensors
-    form = rotation.step_form(ctx.prediction_type, phi, phi_next)
-    if ctx.clip is None:
-        through_z, through_out = per_sample(form.direct.z, grad) * grad, form.direct.output
-        upstream = grad
-    else:
-        z, out = clipped
-        x = linear(form.x, z, split_heads(out, heads(ctx.prediction_type), z.dtype))
-        upstream = per_sample(form.x_of_clipped, grad) * grad * (x.abs() <= ctx.clip)
-        through_z = per_sample(form.z_of_clipped, grad) * grad + per_sample(form.x.z, grad) * upstream
-        through_out = form.x.output
-    grad_out = torch.cat([per_sample(c, grad) * upstream for c in through_out], dim=1).to(ctx.out_dtype)
-    return through_z, grad_out, None, None, None, None, None
+    phi, phi_next, *inputs = ctx.saved_tensors
+    native_kernel = ctx.on_cpu_kernel and is_plain_call(grad)
+    gradients = (ddim_step_backward_native if native_kernel else ddim_step_backward_reference)(
+        grad, inputs, (phi, phi_next), ctx.prediction_type, ctx.clip, ctx.out_dtype, ctx.needs_input_grad[:2]
+    )
+    return *gradients, None, None, None, None, None
 
 
 _ddim_step = register(

@@ -8,7 +8,7 @@ from torch import Tensor
 from progdistill.ops import checks, native
 from progdistill.ops.backends import choose, declare
 from progdistill.ops.layout import dense, memory_format, per_sample
-from progdistill.ops.registration import register
+from progdistill.ops.registration import is_plain_call, register
 
 
 def diffuse(x: Tensor, noise: Tensor, phi: Tensor, *, backend: str | None = None) -> Tensor:
@@ -82,14 +82,28 @@ def _fake(x: Tensor, noise: Tensor, phi: Tensor, backend: str | None) -> Tensor:
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(inputs[2])
+    x, _, phi, backend = inputs
+    ctx.save_for_backward(phi)
+    ctx.on_cpu_kernel = x.device.type == "cpu" and choose("diffuse", "cpu", backend) is _diffuse_native
 
 
 def _backward(ctx, grad: Tensor):
     (phi,) = ctx.saved_tensors
-    grad_x = per_sample(torch.cos(phi), grad) * grad if ctx.needs_input_grad[0] else None
-    grad_noise = per_sample(torch.sin(phi), grad) * grad if ctx.needs_input_grad[1] else None
-    return grad_x, grad_noise, None, None
+    needed = ctx.needs_input_grad[:2]
+    if ctx.on_cpu_kernel and is_plain_call(grad):
+        return *_backward_native(grad, phi, needed), None, None
+    factors = torch.cos(phi), torch.sin(phi)
+    found = (per_sample(c, grad) * grad if wanted else None for c, wanted in zip(factors, needed, strict=True))
+    return *found, None, None
+
+
+def _backward_native(grad: Tensor, phi: Tensor, needed: tuple[bool, bool]) -> list[Tensor | None]:
+    format = memory_format(grad)
+    grad = dense(grad, format)
+    found = [torch.empty_like(grad, memory_format=format) if wanted else None for wanted in needed]
+    views = (None if one is None else native.view(one) for one in found)
+    native._C.diffuse_backward(*views, native.view(grad), native.view(phi.contiguous()), native.run(grad))
+    return found
 
 
 _diffuse = register(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 NAMESPACE = "progdistill"
 # The operators live as long as this object.
@@ -39,7 +40,7 @@ def register(
     recorded = None if backward is None else _autograd_function(implementation, setup_context, backward)
 
     def call(*arguments):
-        if torch.compiler.is_compiling() or _is_watched():
+        if _is_watched():
             return operator(*arguments)
         tensors = [arguments[place] for place in single if arguments[place] is not None]
         for place in lists:
@@ -56,10 +57,17 @@ def register(
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses want to see the operator
 
 
+def is_plain_call(tensor: Tensor) -> bool:
+    """Whether something may be computed with a tensor that torch does not see: nobody watches, no gradient is wanted."""
+    return type(tensor) in _PLAIN and not torch.is_grad_enabled() and not _is_watched()
+
+
 def _is_watched() -> bool:
-    """Whether a mode (fake tensors, tracing to a graph), a transform of torch.func or torch.jit.trace is at work."""
+    """Whether torch.compile, a mode (fake tensors, tracing to a graph), a transform of torch.func or torch.jit.trace is
+    at work."""
     return bool(
-        torch._C._len_torch_dispatch_stack()
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._is_tracing()
     )

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from progdistill.ops.layout import per_sample
+
 _DOMAIN = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "sample_epsilon": "v"}
 
 
@@ -91,6 +93,14 @@ def step_form(prediction_type: str, phi: Tensor, phi_next: Tensor) -> StepForm:
         v = prediction_form(prediction_type, "v", phi)
         direct = Form(torch.cos(h), tuple(-sin_h * c for c in v.output))
     return StepForm(direct, prediction_form(prediction_type, "x", phi), z_of_clipped, x_of_clipped)
+
+
+def linear(form: Form, z: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+    """A form's value: its coefficients applied to the state and to the heads of an output."""
+    value = per_sample(form.z, z) * z
+    for coefficient, part in zip(form.output, parts, strict=True):
+        value = value + per_sample(coefficient, z) * part
+    return value
 
 
 def target_form(prediction_type: str, quantity: str, phis: Tensor) -> TargetForm:

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from progdistill.ops import rotation
-from progdistill.ops.ddim_step import linear
 from progdistill.ops.layout import per_sample, split_heads
 from progdistill.ops.names import canonical_prediction_type, heads
+from progdistill.ops.rotation import linear
 
 
 @torch.no_grad()
