@@ -1,4 +1,4 @@
-"""Gradients through `diffuse` and `ddim_step`: against autograd of the literal float64 formulas, by every way to them."""
+"""Gradients through `diffuse` and `ddim_step`, against autograd of the literal float64 formulas."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_only_one_of_the_gradients(backend, clip):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_second_derivatives_and_strided_gradients(backend):
-    z, out, grad = images("v_prediction", torch.float64, torch.float64, torch.contiguous_format)
+    z, out, _ = images("v_prediction", torch.float64, torch.float64, torch.contiguous_format)
     inputs = tuple(t.requires_grad_() for t in (z, out))
     weights = torch.linspace(0.5, 2.0, SHAPE[3], dtype=torch.float64)
 

@@ -58,7 +58,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other subclasses want to see the 
 
 
 def is_plain_call(tensor: Tensor) -> bool:
-    """Whether something may be computed with a tensor that torch does not see: nobody watches, no gradient is wanted."""
+    """Whether torch need not see what is computed with a tensor: nobody watches, no gradient is wanted."""
     return type(tensor) in _PLAIN and not torch.is_grad_enabled() and not _is_watched()
 
 
