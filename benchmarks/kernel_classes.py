@@ -41,7 +41,10 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"WithCast.*copy_kernel|copy_kernel.*WithCast|b?float\w*_copy_kernel", CASTS),
     (r"copy_kernel|^Memcpy|^Memset|CatArray|FillFunctor|aten::(cat|zero_|fill_)$", COPIES),
     (r"aten::(copy_|_to_copy|contiguous|clone)$", LAYOUT),
-    (r"distillation_|prediction_loss|ddim_step|diffuse|normal_kernel|\bmean_kernel", ELEMENTWISE),
+    (
+        r"distillation_|prediction_loss|ddim_step|diffuse|normal_kernel|draw_kernel|random_bits|\bmean_kernel",
+        ELEMENTWISE,
+    ),
     (r"gemm|gemv|conv(?!er)|wgrad|dgrad|fprop|xmma|cutlass|nvjet|cublas|splitK|winograd", ARITHMETIC),
     (r"flash|fmha|sdpa|attention|aten::\w*(mm|linear|matmul|bmm)$", ARITHMETIC),
     (r"reduce_kernel|aten::(sum|mean|norm|linalg_vector_norm)$", REDUCTIONS),

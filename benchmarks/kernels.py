@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import draw_cases
 import group_norm_cases
 import kernel_cases
 import optimizer_cases
@@ -39,7 +40,7 @@ from timing import EventClock, HostClock, clock_of, interleaved, spread
 
 SHAPES = ("128x3x32x32", "2048x3x64x64", "512x3x128x128", "64x4x64x64", "cifar10", *group_norm_cases.LAYERS)
 QUICK_SHAPES = ("4x3x8x8", "digits8", *group_norm_cases.QUICK_LAYERS)
-LARGEST_DISAGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
+LARGEST_DISAGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 1e-2, torch.float64: 1e-6, torch.int64: 1e-6}
 
 
 class Settings(NamedTuple):
@@ -246,7 +247,9 @@ def cases_of(about: Subject, device: str) -> list[Case]:
     """The operations on images, those on a layer's, or those on a network's parameters."""
     if about.is_layer:
         return group_norm_cases.cases(device)
-    return optimizer_cases.cases(device) if about.is_network else kernel_cases.cases(device)
+    if about.is_network:
+        return optimizer_cases.cases(device)
+    return [*kernel_cases.cases(device), *draw_cases.cases(device)]
 
 
 def release(settings: Settings) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+import draw_cases
 import optimizer_cases
 from kernel_cases import FORWARD, GRADIENT, Case, cases
 from machine import describe, one_line
@@ -37,8 +38,9 @@ def calls(device: str) -> dict[tuple[str, str, str], Callable[[], Any]]:
         ("torch.add", "torch", NO_GRAD): lambda: torch.add(a, b),
         ("torch.add", "torch", GRAD_MODE): lambda: torch.add(a, c),
     }
+    every = [*cases(device), *draw_cases.cases(device)]
     by_mode = {
-        mode: {(case.operation, case.variant): case for case in cases(device) if case.mode == mode}
+        mode: {(case.operation, case.variant): case for case in every if case.mode == mode}
         for mode in (FORWARD, GRADIENT)
     }
     for (operation, variant), case in by_mode[FORWARD].items():

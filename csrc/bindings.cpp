@@ -7,6 +7,7 @@
 
 #include "arguments.h"
 #include "bindings_backward.h"
+#include "bindings_draws.h"
 #include "bindings_group_norm_silu.h"
 #include "bindings_optimizer.h"
 #include "build_info.h"
@@ -59,29 +60,6 @@ std::optional<Sink> read_gradient(Arguments& arguments, py::handle object, const
     throw py::type_error("grad is " + text(grad.dtype()) + ", pred is " + text(pred.dtype()));
   }
   return sink(grad, heads);
-}
-
-/// Which normals: the words that a counter is made of, where they lie.
-struct Draw {
-  const int64_t* seeds;
-  const int64_t* step;
-  uint32_t stream;
-};
-
-Draw read_draw(
-    Arguments& arguments, py::handle seeds, py::handle step, int64_t stream, int64_t samples, int64_t count) {
-  const Tensor& from = arguments.array("seeds", seeds, DType::int64);
-  const Tensor& when = arguments.array("step", step, DType::int64);
-  if (from.ndim() != 1 || from.size(0) != samples) {
-    throw py::value_error("seeds has shape " + from.shape_text() + "; expected (" + std::to_string(samples) + ",)");
-  }
-  if (when.count() != 1) throw py::value_error("step has shape " + when.shape_text() + "; expected one element");
-  if (stream < 0 || stream >= int64_t{1} << 32) {
-    throw py::value_error("stream is " + std::to_string(stream) + "; it must lie in [0, 2^32)");
-  }
-  if (count > int64_t{1} << 34) throw py::value_error("a sample has at most 2^34 elements");
-  return {static_cast<const int64_t*>(from.data()), static_cast<const int64_t*>(when.data()),
-          static_cast<uint32_t>(stream)};
 }
 
 /// Where a CUDA kernel leaves the partial sums of samples that more than one block works on.
@@ -273,6 +251,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("distillation_loss", &call_distillation_loss);
   module.def("prediction_loss", &call_prediction_loss);
   bind_backward(module);
+  bind_draws(module);
   bind_optimizer(module);
   bind_group_norm_silu(module);
 }

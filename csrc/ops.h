@@ -20,6 +20,15 @@ namespace progdistill {
 void normal(
     float* out, const int64_t* seeds, int64_t samples, int64_t count, int64_t step, uint32_t stream, int threads);
 
+/// out (samples,): a number in [0, 1), or an integer below `high`, of the first words of those counters.
+void uniform(double* out, const int64_t* seeds, int64_t samples, int64_t step, uint32_t stream, int threads);
+void integers(
+    int64_t* out, const int64_t* seeds, int64_t samples, int64_t step, uint32_t stream, int64_t high, int threads);
+
+/// out (count,): 64 bits of the Philox counters whose lower halves are `numbers`.
+void random_bits(
+    int64_t* out, const int64_t* numbers, int64_t count, int64_t key, int64_t counter_high, int threads);
+
 /// z = cos(phi) x + sin(phi) noise.
 bool diffuse(
     const Layout& layout, const Sink& z, const Source& x, const Source& noise, const double* phi, int threads);

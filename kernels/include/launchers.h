@@ -28,6 +28,14 @@ int normal(
     float* out, const int64_t* seeds, int64_t samples, int64_t count, const int64_t* step, uint32_t stream,
     const Queue& queue);
 
+int uniform(
+    double* out, const int64_t* seeds, int64_t samples, const int64_t* step, uint32_t stream, const Queue& queue);
+int integers(
+    int64_t* out, const int64_t* seeds, int64_t samples, const int64_t* step, uint32_t stream, int64_t high,
+    const Queue& queue);
+int random_bits(
+    int64_t* out, const int64_t* numbers, int64_t count, int64_t key, int64_t counter_high, const Queue& queue);
+
 int diffuse(
     const Layout& layout, const Sink& z, const Source& x, const Source& noise, const double* phi, const Queue& queue);
 

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+import draw_cases
 import group_norm_cases
 import kernels
 import optimizer_cases
@@ -51,9 +52,8 @@ def test_quick_on_the_cpu(tmp_path, capsys):
 
 def test_every_operation_has_a_case():
     operations = {name.removesuffix("_and_grad") for name in ops.__all__}
-    missing = operations - {
-        case.operation for case in [*cases("cpu"), *optimizer_cases.cases("cpu"), *group_norm_cases.cases("cpu")]
-    }
+    groups = cases, draw_cases.cases, optimizer_cases.cases, group_norm_cases.cases
+    missing = operations - {case.operation for group in groups for case in group("cpu")}
     assert not missing, f"write cases for {missing} in benchmarks/kernel_cases.py"
 
 

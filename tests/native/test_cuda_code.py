@@ -129,6 +129,13 @@ def test_drawn_noise_is_stored_by_16_bytes(kernels, mark):
         assert kernel.spilled == 0
 
 
+@pytest.mark.parametrize("mark", ["draw_kernelId", "draw_kernelIl", "random_bits_kernel"])
+def test_a_number_a_sample_needs_no_memory_but_its_own(kernels, mark):
+    for kernel in select(kernels, mark):
+        assert kernel.count(r"\bSTG\.E\.64") == 1 and kernel.count(r"\bLDG\S*\.64") == 1 + mark.startswith("draw")
+        assert kernel.registers <= 40 and kernel.spilled == 0
+
+
 @pytest.mark.parametrize("mark", [mark.replace("Li8E", "Li1E") for mark, _ in WIDE.values()])
 def test_odd_samples_have_kernels_of_their_own(kernels, mark):
     for kernel in select(kernels, mark):

@@ -89,6 +89,19 @@ def test_noise_moves_by_16_bytes(launches):
     assert split(launches[-1].accesses("ld"))[0] == split(launches[-1].accesses("st"))[0] == ["v4.b32"] * 2
 
 
+def test_a_number_a_sample_is_one_launch_of_integers(launches):
+    """Philox has no float; a number in [0, 1) is converted once and scaled exactly."""
+    for seeds in (torch.arange(1), torch.arange(128), torch.arange(200)[1:], torch.arange(1000)):
+        step, batch = torch.tensor([0, len(seeds)])[1:], len(seeds)
+        triton("draw", seeds, step, batch, None)
+        triton("draw", seeds, step, batch, batch)
+        triton("random_bits", seeds, -batch, batch)
+    assert [launch.name for launch in launches] == ["_draw", "_draw", "_random_bits"] * 4
+    assert len({launch.ptx for launch in launches}) == 3
+    uniform, integers, bits = (launch.ptx for launch in launches[:3])
+    assert not re.search(r"\.f(32|64)", integers + bits) and not re.search(r"\.f32|\bfma", uniform)
+
+
 def seeded(x, seeds, step, layout):
     from progdistill.ops.triton_kernels.diffuse_seeded import diffuse_seeded
 

@@ -43,6 +43,21 @@ class NothingFromTheHost(TorchDispatchMode):
         return result
 
 
+class Launches(TorchDispatchMode):
+    """Counts what a GPU would launch, reckoning a kernel an operation: all but views, memory and questions."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        name = function._schema.name
+        free = function.is_view or "empty" in name or name == "aten::promote_types" or name.startswith("profiler::")
+        self.names += [] if free else [name]
+        return result
+
+
 def denoiser(network=None):
     network = (network or UNet(NETWORK)).to(META)
     return Denoiser(network, sample_shape=(1, 8, 8), num_classes=3)
@@ -95,6 +110,33 @@ def test_an_update_takes_nothing_from_the_host_and_gives_it_nothing(config, prec
     with NothingFromTheHost():
         for last in (False, True, False, True):
             made._microbatch(last)
+
+
+class Scaling(nn.Module):
+    """One launch a call, and two for its gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, z, time, label):
+        return z * self.scale
+
+
+@pytest.mark.parametrize(("name", "most"), [("train", 40), ("ddim", 50)])
+def test_an_update_launches_little_beside_its_networks(name, most, rates_on_meta):
+    config = OBJECTIVES[name]
+    if name == "train":
+        objective = DenoisingObjective(config)
+    else:
+        objective = DistillationObjective(denoiser(Scaling()), config.end_steps, config)
+    made = updates(denoiser(Scaling()), objective, config, torch.float32)
+    with Launches():
+        made._microbatch(True)  # makes the optimizer's state
+    with Launches() as launches:
+        made._microbatch(True)
+    assert launches.names.count("progdistill::draw") == 1
+    assert len(launches.names) <= most, launches.names
 
 
 class Reading(nn.Module):

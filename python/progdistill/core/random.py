@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-import torch
 from torch import Tensor
 
-from progdistill.ops.philox import join_words, philox_4x32_10, split_words
+from progdistill.ops import integers, random_bits, uniform
+
+__all__ = ["Stream", "integers", "sample_seeds", "uniform"]
 
 
 class Stream(IntEnum):
@@ -26,22 +27,5 @@ class Stream(IntEnum):
 
 
 def sample_seeds(seed: int, round_index: int, samples: Tensor) -> Tensor:
-    """A seed (B,) int64 for each global sample number (B,) int64 of a round of a run."""
-    low, high = split_words(samples)
-    words = philox_4x32_10((low, high, round_index, int(Stream.SEEDS)), split_words(seed))
-    return join_words(words[0], words[1])
-
-
-def uniform(seeds: Tensor, step: int, stream: Stream) -> Tensor:
-    """(B,) float64 in [0, 1) with 53 random bits, one for each seed."""
-    high, low, *_ = _words(seeds, step, stream)
-    return (((high >> 5) << 26) + (low >> 6)).double() * 2.0**-53
-
-
-def integers(seeds: Tensor, step: int, stream: Stream, high: int) -> Tensor:
-    """(B,) int64, uniform on 0 ... high - 1 (high < 2^31; the bias is below high / 2^32)."""
-    return (_words(seeds, step, stream)[0] * high) >> 32
-
-
-def _words(seeds: Tensor, step: int, stream: Stream) -> tuple[Tensor, ...]:
-    return philox_4x32_10((0, int(stream), *split_words(step)), split_words(torch.as_tensor(seeds)))
+    """A seed (B,) int64 for each global sample number (B,) int64 of a round (from 0, below 2^32) of a run."""
+    return random_bits(samples, seed, Stream.SEEDS << 32 | round_index)

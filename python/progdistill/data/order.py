@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from progdistill.ops.philox import join_words, philox_4x32_10, split_words
+from progdistill.ops import random_bits
 
 # Keeps the order's random words apart from those of the noise, which may be keyed by the same seed.
 _DOMAIN = 0x6F726472
@@ -73,11 +73,8 @@ def sample_indices(seed: int, start: int, count: int, size: int) -> Tensor:
 @functools.lru_cache(maxsize=4)
 def _cached_order(seed: int, epoch: int, size: int) -> Tensor:
     """A training loop asks for one batch after the other: without this each would sort the whole epoch."""
-    index_low, index_high = split_words(torch.arange(size, dtype=torch.int64))
-    epoch_low, epoch_high = split_words(epoch)
-    seed_low, seed_high = split_words(seed)
-    words = philox_4x32_10((index_low, index_high, epoch_low, epoch_high), (seed_low, seed_high ^ _DOMAIN))
-    return torch.argsort(join_words(words[0], words[1]), stable=True)
+    bits = random_bits(torch.arange(size, dtype=torch.int64), seed ^ _DOMAIN << 32, epoch)
+    return torch.argsort(bits, stable=True)
 
 
 def _check_integer(name: str, value: int, low: int, high: int) -> None:

@@ -6,6 +6,7 @@ from progdistill.ops.diffuse import diffuse
 from progdistill.ops.diffuse_seeded import diffuse_seeded
 from progdistill.ops.distillation_loss import distillation_loss, distillation_loss_and_grad
 from progdistill.ops.distillation_target import distillation_target
+from progdistill.ops.draws import integers, random_bits, uniform
 from progdistill.ops.gradient_norm import gradient_norm
 from progdistill.ops.group_norm_silu import group_norm_silu
 from progdistill.ops.normal import normal
@@ -21,7 +22,10 @@ __all__ = [
     "distillation_target",
     "gradient_norm",
     "group_norm_silu",
+    "integers",
     "normal",
     "prediction_loss",
     "prediction_loss_and_grad",
+    "random_bits",
+    "uniform",
 ]

@@ -44,8 +44,8 @@ class DistillationObjective:
     Of networks that take a guidance scale (stage two of Meng et al. 2023) each sample draws one, which both are given;
     neither is guided any further.
 
-    The teacher is a constant: eval mode, no gradient. Grid angles are taken by index from the teacher's grid of KN
-    steps, so the last one is exactly 0.
+    The teacher is a constant: eval mode, no gradient. `angles` (K + 1, N) are those of each step i, from the teacher's
+    grid of KN steps by index, so the last one is exactly 0.
     """
 
     def __init__(self, teacher: Denoiser, steps: int, config: DistillConfig) -> None:
@@ -55,13 +55,13 @@ class DistillationObjective:
         self.addim = config.teacher_sampler == "addim" and steps >= config.addim_min_steps
         self.addim_eta = config.addim_eta
         self.loss_options = config.loss_options()
-        self.grid = teacher.schedule.grid(self.substeps * steps).to(teacher.device)
+        windows = teacher.schedule.grid(self.substeps * steps).unfold(0, self.substeps + 1, self.substeps)
+        self.angles = windows.flip(0).T.to(teacher.device)
         teacher.eval().requires_grad_(False)
 
     def __call__(self, student: Denoiser, batch: Batch, grad_scale: float) -> Loss:
         index = integers(batch.seeds, batch.update, Stream.TIME, self.steps)
-        first = self.substeps * (self.steps - 1 - index)
-        phis = self.grid[torch.stack([first + j for j in range(self.substeps + 1)])]
+        phis = self.angles.index_select(1, index)
         z = diffuse_seeded(batch.x, batch.seeds, batch.update, Stream.NOISE, phis[0])
         cond = with_drawn_guidance(batch, student)
         outs, teacher_type = self._teacher_outputs(z, phis, cond, batch.x)
