@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py --device cuda --output kernels.json --csv kernels.csv
 
-Contenders are listed in kernel_cases.py; beside them "copy" moves as many bytes as the operation must. The results of
+Contenders are listed in kernel_cases.py and the other files of cases; beside them "copy" moves as many bytes as the operation must. The results of
 every contender are compared with the reference's before it is timed. On a GPU the figures are those of a CUDA graph's
 replay, and beside them those of calls launched one by one ("events"); rotating copies of the inputs keep the L2 cache
 cold. On the CPU contenders take turns on one set of inputs, so what fits in a cache stays there.
@@ -27,6 +27,7 @@ import torch
 import group_norm_cases
 import kernel_cases
 import optimizer_cases
+import sampling_cases
 from copy_rate import copy_rate
 from kernel_cases import GRADIENT, Case, Contender
 from kernel_table import OURS, case_lines, closing_lines, heading, write_csv
@@ -246,7 +247,9 @@ def cases_of(about: Subject, device: str) -> list[Case]:
     """The operations on images, those on a layer's, or those on a network's parameters."""
     if about.is_layer:
         return group_norm_cases.cases(device)
-    return optimizer_cases.cases(device) if about.is_network else kernel_cases.cases(device)
+    if about.is_network:
+        return optimizer_cases.cases(device)
+    return [*kernel_cases.cases(device), *sampling_cases.cases(device)]
 
 
 def release(settings: Settings) -> None:

@@ -7,6 +7,7 @@
 
 #include "arguments.h"
 #include "bindings_group_norm_silu.h"
+#include "bindings_linear_combination.h"
 #include "bindings_optimizer.h"
 #include "build_info.h"
 #include "loops/loops.h"
@@ -271,6 +272,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("distillation_target", &call_distillation_target);
   module.def("distillation_loss", &call_distillation_loss);
   module.def("prediction_loss", &call_prediction_loss);
+  bind_linear_combination(module);
   bind_optimizer(module);
   bind_group_norm_silu(module);
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "adamw.h"
+#include "combination.h"
 #include "images.h"
 #include "objective.h"
 #include "parameters.h"
@@ -33,6 +34,10 @@ bool diffuse_seeded(
 bool ddim_step(
     const Layout& layout, const Sink& next, const Source& z, const Source& out, const double* phi,
     const double* phi_next, Prediction prediction, std::optional<double> clip, int threads);
+
+/// result = the sum of at most kMaxTerms heads, each times its factor, in their order; 0 without any.
+void linear_combination(
+    const Layout& layout, const Sink& result, const std::vector<CombinedHead>& terms, int threads);
 
 /// The one-step target of a teacher's steps.
 bool distillation_target(

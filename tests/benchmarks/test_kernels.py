@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import group_norm_cases
+import kernel_cases
 import kernels
 import optimizer_cases
+import sampling_cases
 from kernel_cases import FORWARD, GRADIENT, Case, Contender, as_it_is, cases
 from kernel_table import best, case_lines, closing_lines
 from kernels import Settings, Subject, main, measure, subject
@@ -22,7 +24,7 @@ STATE = 4 * 4 * 3 * 8 * 8
 
 
 def named(name):
-    (case,) = [case for case in cases("cpu") if case.name == name]
+    (case,) = [case for case in [*cases("cpu"), *sampling_cases.cases("cpu")] if case.name == name]
     return case
 
 
@@ -51,10 +53,9 @@ def test_quick_on_the_cpu(tmp_path, capsys):
 
 def test_every_operation_has_a_case():
     operations = {name.removesuffix("_and_grad") for name in ops.__all__}
-    missing = operations - {
-        case.operation for case in [*cases("cpu"), *optimizer_cases.cases("cpu"), *group_norm_cases.cases("cpu")]
-    }
-    assert not missing, f"write cases for {missing} in benchmarks/kernel_cases.py"
+    modules = (kernel_cases, optimizer_cases, group_norm_cases, sampling_cases)
+    missing = operations - {case.operation for module in modules for case in module.cases("cpu")}
+    assert not missing, f"write cases for {missing} in benchmarks/*_cases.py"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,7 @@ def test_every_operation_has_a_case():
         ("diffuse: forward", 3),
         ("ddim_step: forward + gradient", 6),
         ("ddim_step, clip: forward + gradient", 8),
+        ("linear_combination, 5 tensors: forward", 6),
         ("distillation_target: forward", 4),
         ("distillation_loss: forward + gradient", 5),
         ("distillation_loss, bf16 outputs: forward + gradient", 3),

@@ -21,6 +21,7 @@ RUNS = [
     ("test_group_norm_silu.py", "triton and not one_graph"),
     ("test_adamw_ema.py", "triton"),
     ("test_gradient_norm.py", "triton"),
+    ("test_linear_combination.py", "triton"),
 ]
 
 

@@ -8,6 +8,7 @@ from progdistill.ops.distillation_loss import distillation_loss, distillation_lo
 from progdistill.ops.distillation_target import distillation_target
 from progdistill.ops.gradient_norm import gradient_norm
 from progdistill.ops.group_norm_silu import group_norm_silu
+from progdistill.ops.linear_combination import linear_combination
 from progdistill.ops.normal import normal
 from progdistill.ops.prediction_loss import prediction_loss, prediction_loss_and_grad
 
@@ -21,6 +22,7 @@ __all__ = [
     "distillation_target",
     "gradient_norm",
     "group_norm_silu",
+    "linear_combination",
     "normal",
     "prediction_loss",
     "prediction_loss_and_grad",
