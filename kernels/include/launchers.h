@@ -37,8 +37,8 @@ int diffuse_seeded(
     const double* phi, const Queue& queue);
 
 int ddim_step(
-    const Layout& layout, const Sink& next, const Source& z, const Source& out, const double* phi,
-    const double* phi_next, Prediction prediction, std::optional<double> clip, const Queue& queue);
+    const Layout& layout, const Sink& next, const std::optional<Sink>& copy, const Source& z, const Source& out,
+    const double* phi, const double* phi_next, Prediction prediction, std::optional<double> clip, const Queue& queue);
 
 int linear_combination(
     const Layout& layout, const Sink& result, const std::vector<CombinedHead>& terms, const Queue& queue);

@@ -65,6 +65,7 @@ def test_every_operation_has_a_case():
         ("diffuse: forward", 3),
         ("ddim_step: forward + gradient", 6),
         ("ddim_step, clip: forward + gradient", 8),
+        ("ddim_step_and_input, bf16: forward", 3),
         ("linear_combination, 5 tensors: forward", 6),
         ("distillation_target: forward", 4),
         ("distillation_loss: forward + gradient", 5),

@@ -82,6 +82,13 @@ def test_images_move_by_16_bytes(launches, prediction_type, dtype, clip):
             assert len(vectors) == stores and rest == ["b32"] * name.endswith("_loss"), name
 
 
+def test_a_copy_is_written_by_16_bytes(launches):
+    z, out = images(layout=torch.channels_last), images(dtype=torch.bfloat16, layout=torch.channels_last)
+    triton("ddim_step", z, out, *angles(1), "v_prediction", None, torch.empty_like(out))
+    assert split(launches[-1].accesses("st"))[0] == ["v4.b32"] * 3
+    assert re.search(r"cvt\.rn\.bf16(x2)?\.f32", launches[-1].ptx)  # to nearest even
+
+
 def test_noise_moves_by_16_bytes(launches):
     seeds, step = torch.arange(BATCH), torch.tensor([1])
     triton("normal", seeds, step, 3, SHAPE)

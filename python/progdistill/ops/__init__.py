@@ -1,7 +1,7 @@
 """The operations of diffusion distillation and its optimizer: formula, reference, dispatch and registration."""
 
 from progdistill.ops.adamw_ema import adamw_ema
-from progdistill.ops.ddim_step import ddim_step
+from progdistill.ops.ddim_step import ddim_step, ddim_step_and_input
 from progdistill.ops.diffuse import diffuse
 from progdistill.ops.diffuse_seeded import diffuse_seeded
 from progdistill.ops.distillation_loss import distillation_loss, distillation_loss_and_grad
@@ -15,6 +15,7 @@ from progdistill.ops.prediction_loss import prediction_loss, prediction_loss_and
 __all__ = [
     "adamw_ema",
     "ddim_step",
+    "ddim_step_and_input",
     "diffuse",
     "diffuse_seeded",
     "distillation_loss",
