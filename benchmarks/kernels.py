@@ -2,10 +2,11 @@
 
     python benchmarks/kernels.py --device cuda --output kernels.json --csv kernels.csv
 
-Contenders are listed in kernel_cases.py; beside them "copy" moves as many bytes as the operation must. The results of
-every contender are compared with the reference's before it is timed. On a GPU the figures are those of a CUDA graph's
-replay, and beside them those of calls launched one by one ("events"); rotating copies of the inputs keep the L2 cache
-cold. On the CPU contenders take turns on one set of inputs, so what fits in a cache stays there.
+Contenders are listed in kernel_cases.py and the other files of cases; beside them "copy" moves as many bytes as the
+operation must. The results of every contender are compared with the reference's before it is timed. On a GPU the
+figures are those of a CUDA graph's replay, and beside them those of calls launched one by one ("events"); rotating
+copies of the inputs keep the L2 cache cold. On the CPU contenders take turns on one set of inputs, so what fits in a
+cache stays there.
 
 A call's figure is its median over the repetitions, with the 20 and 80 % quantiles and the minimum. "must move" counts
 each input as often as the operation has to read it and each result once; "of copy" is that over the time, over the rate
@@ -28,6 +29,7 @@ import draw_cases
 import group_norm_cases
 import kernel_cases
 import optimizer_cases
+import sampling_cases
 from copy_rate import copy_rate
 from kernel_cases import GRADIENT, Case, Contender
 from kernel_table import OURS, case_lines, closing_lines, heading, write_csv
@@ -249,7 +251,7 @@ def cases_of(about: Subject, device: str) -> list[Case]:
         return group_norm_cases.cases(device)
     if about.is_network:
         return optimizer_cases.cases(device)
-    return [*kernel_cases.cases(device), *draw_cases.cases(device)]
+    return [*kernel_cases.cases(device), *sampling_cases.cases(device), *draw_cases.cases(device)]
 
 
 def release(settings: Settings) -> None:

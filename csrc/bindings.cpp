@@ -9,6 +9,7 @@
 #include "bindings_backward.h"
 #include "bindings_draws.h"
 #include "bindings_group_norm_silu.h"
+#include "bindings_linear_combination.h"
 #include "bindings_optimizer.h"
 #include "build_info.h"
 #include "loops/loops.h"
@@ -134,8 +135,16 @@ bool call_diffuse_seeded(
   return diffuse_seeded(layout, to, clean, draw.seeds, *draw.step, draw.stream, angles, run.threads());
 }
 
+/// A second place for a result, in bfloat16.
+std::optional<Sink> read_copy(Arguments& arguments, py::handle object) {
+  if (object.is_none()) return std::nullopt;
+  const Tensor& copy = arguments.output("copy", object, 1);
+  if (copy.dtype() != DType::bfloat16) throw py::type_error("copy is " + text(copy.dtype()) + "; expected bfloat16");
+  return sink(copy);
+}
+
 bool call_ddim_step(
-    py::handle z_next, py::handle z, py::handle out, py::handle phi, py::handle phi_next, int prediction_type,
+    py::handle z_next, py::handle copy, py::handle z, py::handle out, py::handle phi, py::handle phi_next, int prediction_type,
     MaybeDouble clip, py::handle how) {
   const Run run(how, z);
   Arguments arguments(run.device());
@@ -144,16 +153,17 @@ bool call_ddim_step(
   const Source state = source(arguments.state("z", z));
   const Source output = source(arguments.output("out", out, count), count);
   const Sink next = sink(arguments.state("z_next", z_next));
+  const std::optional<Sink> twin = read_copy(arguments, copy);
   const double *from = arguments.angles("phi", phi), *to = arguments.angles("phi_next", phi_next);
   const Layout layout = arguments.layout();
   if constexpr (kHasCuda) {
     if (run.on_cuda()) {
       return launched(
-          cuda::ddim_step(layout, next, state, output, from, to, prediction, clip, run.queue()), "ddim_step");
+          cuda::ddim_step(layout, next, twin, state, output, from, to, prediction, clip, run.queue()), "ddim_step");
     }
   }
   py::gil_scoped_release unlocked;
-  return ddim_step(layout, next, state, output, from, to, prediction, clip, run.threads());
+  return ddim_step(layout, next, twin, state, output, from, to, prediction, clip, run.threads());
 }
 
 bool call_distillation_target(
@@ -252,6 +262,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("prediction_loss", &call_prediction_loss);
   bind_backward(module);
   bind_draws(module);
+  bind_linear_combination(module);
   bind_optimizer(module);
   bind_group_norm_silu(module);
 }

@@ -5,8 +5,8 @@
 namespace progdistill {
 
 bool ddim_step(
-    const Layout& layout, const Sink& next, const Source& z, const Source& out, const double* phi,
-    const double* phi_next, Prediction prediction, std::optional<double> clip, int threads) {
+    const Layout& layout, const Sink& next, const std::optional<Sink>& copy, const Source& z, const Source& out,
+    const double* phi, const double* phi_next, Prediction prediction, std::optional<double> clip, int threads) {
   Watch watch;
   for_state_type(layout, [&](auto zero) {
     using T = decltype(zero);
@@ -40,6 +40,7 @@ bool ddim_step(
             sum.write(to);
           }
           commit(next, layout, block, &to);
+          if (copy) commit(*copy, layout, block, &to);
         });
   });
   return watch.all_well();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "adamw.h"
+#include "combination.h"
 #include "images.h"
 #include "objective.h"
 #include "parameters.h"
@@ -43,10 +44,14 @@ bool diffuse_seeded(
     const Layout& layout, const Sink& z, const Source& x, const int64_t* seeds, int64_t step, uint32_t stream,
     const double* phi, int threads);
 
-/// next = z moved from phi to phi_next along the network's output.
+/// next = z moved from phi to phi_next along the network's output; copy: the same in bfloat16, if it is given.
 bool ddim_step(
-    const Layout& layout, const Sink& next, const Source& z, const Source& out, const double* phi,
-    const double* phi_next, Prediction prediction, std::optional<double> clip, int threads);
+    const Layout& layout, const Sink& next, const std::optional<Sink>& copy, const Source& z, const Source& out,
+    const double* phi, const double* phi_next, Prediction prediction, std::optional<double> clip, int threads);
+
+/// result = the sum of at most kMaxTerms heads, each times its factor, in their order; 0 without any.
+void linear_combination(
+    const Layout& layout, const Sink& result, const std::vector<CombinedHead>& terms, int threads);
 
 /// The gradients of `ddim_step`; angles are those of a call that was in order. z and out are read with a clip only.
 void ddim_step_backward(

@@ -27,7 +27,7 @@ __device__ void form_coefficients(
 
 template <class T, int Width>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>) ddim_step_kernel(
-    Plane next, Plane z, Plane first, Plane second, const double* __restrict__ phi,
+    Plane next, Plane copy, Plane z, Plane first, Plane second, const double* __restrict__ phi,
     const double* __restrict__ phi_next, Prediction prediction, Clip clip, uint32_t elements, uint32_t chunks) {
   const Part part(elements, chunks);
   __shared__ Coefficients<T> by;
@@ -47,20 +47,24 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor<T>) ddim_step_ke
       });
     }
     store(sum, next, part.sample, e);
+    if constexpr (sizeof(T) == 4) {
+      if (copy.data != nullptr) store_as<uint16_t>(sum, copy, part.sample, e);
+    }
   });
 }
 
 }  // namespace
 
 int ddim_step(
-    const Layout& layout, const Sink& next, const Source& z, const Source& out, const double* phi,
-    const double* phi_next, Prediction prediction, std::optional<double> clip, const Queue& queue) {
+    const Layout& layout, const Sink& next, const std::optional<Sink>& copy, const Source& z, const Source& out,
+    const double* phi, const double* phi_next, Prediction prediction, std::optional<double> clip, const Queue& queue) {
   const Clip bound{clip.has_value(), clip.value_or(0.0)};
-  return for_state_type_and_width(layout, takes_vectors(layout, next, z, out), [&](auto zero, auto width) {
+  const Sink twin = copy.value_or(Sink{});
+  return for_state_type_and_width(layout, takes_vectors(layout, next, twin, z, out), [&](auto zero, auto width) {
     const int64_t chunks = chunks_per_sample(layout.elements);
     return launch(
         ddim_step_kernel<decltype(zero), width()>, layout.samples * chunks, kThreads,
-        queue, plane(next, 0, layout), plane(z, 0, layout), plane(out, 0, layout),
+        queue, plane(next, 0, layout), plane(twin, 0, layout), plane(z, 0, layout), plane(out, 0, layout),
         plane(out, out.heads - 1, layout), phi, phi_next, prediction, bound, layout.elements, chunks);
   });
 }

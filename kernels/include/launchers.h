@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "adamw.h"
+#include "combination.h"
 #include "images.h"
 #include "objective.h"
 #include "queue.h"
@@ -44,8 +45,11 @@ int diffuse_seeded(
     const double* phi, const Queue& queue);
 
 int ddim_step(
-    const Layout& layout, const Sink& next, const Source& z, const Source& out, const double* phi,
-    const double* phi_next, Prediction prediction, std::optional<double> clip, const Queue& queue);
+    const Layout& layout, const Sink& next, const std::optional<Sink>& copy, const Source& z, const Source& out,
+    const double* phi, const double* phi_next, Prediction prediction, std::optional<double> clip, const Queue& queue);
+
+int linear_combination(
+    const Layout& layout, const Sink& result, const std::vector<CombinedHead>& terms, const Queue& queue);
 
 int distillation_target(
     const Layout& layout, const Sink& target, const Source& z, const Teacher& teacher, Prediction target_type,

@@ -17,6 +17,7 @@ _LARGEST_TILE = 1024
 
 def ddim_step(
     z_next: Tensor,
+    copy: Tensor | None,
     z: Tensor,
     out: Tensor,
     phi: Tensor,
@@ -25,7 +26,7 @@ def ddim_step(
     clip: float | None,
     channels: int,
 ) -> None:
-    """Writes z_next; the images lie in memory alike, the angles are contiguous."""
+    """Writes z_next and its bfloat16 copy; the images lie in memory alike, the angles are contiguous."""
     if z.numel() == 0:
         return
     kind = {"HEADS": heads(prediction_type), "CLIPPED": clip is not None}
@@ -38,6 +39,7 @@ def ddim_step(
         )
         _ddim_step[(len(z) * chunks,)](
             z_next,
+            copy,
             z,
             out,
             table,
@@ -46,6 +48,7 @@ def ddim_step(
             chunks,
             len(z),
             **kind,
+            COPIED=copy is not None,
             CHANNELS=channels,
             TILE=tile,
             num_warps=warps,
@@ -85,6 +88,7 @@ def _coefficients(
 @triton.jit(do_not_specialize=["chunks", "samples"])
 def _ddim_step(
     z_next,
+    copy,
     z,
     out,
     table,
@@ -94,6 +98,7 @@ def _ddim_step(
     samples,
     HEADS: tl.constexpr,
     CLIPPED: tl.constexpr,
+    COPIED: tl.constexpr,
     CHANNELS: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -106,3 +111,5 @@ def _ddim_step(
         row += (1 + HEADS) * samples
         value = tl.fma(clamp(value, clip), tl.load(row + samples), tl.load(row) * state)
     tl.store(z_next + sample * elements + e, value, mask=inside)
+    if COPIED:
+        tl.store(copy + sample * elements + e, value.to(tl.bfloat16), mask=inside)

@@ -8,8 +8,10 @@ import torch
 
 import draw_cases
 import group_norm_cases
+import kernel_cases
 import kernels
 import optimizer_cases
+import sampling_cases
 from kernel_cases import FORWARD, GRADIENT, Case, Contender, as_it_is, cases
 from kernel_table import best, case_lines, closing_lines
 from kernels import Settings, Subject, main, measure, subject
@@ -23,7 +25,7 @@ STATE = 4 * 4 * 3 * 8 * 8
 
 
 def named(name):
-    (case,) = [case for case in cases("cpu") if case.name == name]
+    (case,) = [case for case in [*cases("cpu"), *sampling_cases.cases("cpu")] if case.name == name]
     return case
 
 
@@ -52,9 +54,9 @@ def test_quick_on_the_cpu(tmp_path, capsys):
 
 def test_every_operation_has_a_case():
     operations = {name.removesuffix("_and_grad") for name in ops.__all__}
-    groups = cases, draw_cases.cases, optimizer_cases.cases, group_norm_cases.cases
-    missing = operations - {case.operation for group in groups for case in group("cpu")}
-    assert not missing, f"write cases for {missing} in benchmarks/kernel_cases.py"
+    modules = (kernel_cases, optimizer_cases, group_norm_cases, sampling_cases, draw_cases)
+    missing = operations - {case.operation for module in modules for case in module.cases("cpu")}
+    assert not missing, f"write cases for {missing} in benchmarks/*_cases.py"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,8 @@ def test_every_operation_has_a_case():
         ("diffuse: forward", 3),
         ("ddim_step: forward + gradient", 6),
         ("ddim_step, clip: forward + gradient", 8),
+        ("ddim_step_and_input, bf16: forward", 3),
+        ("linear_combination, 5 tensors: forward", 6),
         ("distillation_target: forward", 4),
         ("distillation_loss: forward + gradient", 5),
         ("distillation_loss, bf16 outputs: forward + gradient", 3),

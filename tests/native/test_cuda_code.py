@@ -81,6 +81,7 @@ def select(kernels: dict[str, Kernel], mark: str) -> list[Kernel]:
 WIDE = {
     "diffuse": ("diffuse_kernelIfLi8E", 2),
     "ddim_step": ("ddim_step_kernelIfLi8E", 3),
+    "linear_combination": ("linear_combination_kernelIfLi8E", 4),
     "distillation_target": ("distillation_target_kernelILb0EfLi8E", 2),
     "distillation_target, clipped": ("distillation_target_kernelILb1EfLi8E", 3),
     "distillation_loss": ("distillation_loss_kernelILb0EfLi8E", 4),

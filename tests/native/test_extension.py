@@ -195,7 +195,7 @@ def every_operation(threads, shape, dtype=torch.float32, layout=torch.contiguous
     half = [out.bfloat16() for out in outs] if dtype == torch.float32 else outs
     results = [torch.empty_like(z) for _ in range(3)]
     _C.diffuse(results[0], z, pred, phis[0].contiguous(), threads)
-    _C.ddim_step(results[1], z, half[0], phis[0].contiguous(), phis[1].contiguous(), V, 1.0, threads)
+    _C.ddim_step(results[1], None, z, half[0], phis[0].contiguous(), phis[1].contiguous(), V, 1.0, threads)
     _C.distillation_target(results[2], z, half, phis, V, V, None, threads)
     losses = []
     for loss_type in range(3):

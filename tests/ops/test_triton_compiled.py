@@ -60,6 +60,8 @@ def calls(prediction_type, dtype, clip, shape=SHAPE, layout=torch.contiguous_for
         tail = (prediction_type, options(prediction_type))
         yield "_prediction_loss", 2 * given, given, ("prediction_loss", out, z, out, phis[0], *tail)
         yield "_diffuse", 2 * own, own, ("diffuse", z, z, phis[0])
+        factors = [0.5] * (1 + heads)
+        yield "_linear_combination", own + given, own, ("linear_combination", [z, out], factors)
 
 
 @pytest.mark.parametrize("prediction_type", HEADS)
@@ -78,6 +80,13 @@ def test_images_move_by_16_bytes(launches, prediction_type, dtype, clip):
             assert len(vectors) == loads and set(rest) <= {"b32"}, name  # the rest: coefficients
             vectors, rest = split(kernel.accesses("st"))
             assert len(vectors) == stores and rest == ["b32"] * name.endswith("_loss"), name
+
+
+def test_a_copy_is_written_by_16_bytes(launches):
+    z, out = images(layout=torch.channels_last), images(dtype=torch.bfloat16, layout=torch.channels_last)
+    triton("ddim_step", z, out, *angles(1), "v_prediction", None, torch.empty_like(out))
+    assert split(launches[-1].accesses("st"))[0] == ["v4.b32"] * 3
+    assert re.search(r"cvt\.rn\.bf16(x2)?\.f32", launches[-1].ptx)  # to nearest even
 
 
 def test_noise_moves_by_16_bytes(launches):
@@ -225,6 +234,7 @@ def test_another_batch_needs_no_other_kernels(launches):
         triton("diffuse", z, z, phis[1])
         seeded(z, seeds, torch.tensor([0, batch])[1:], torch.contiguous_format)
         triton("ddim_step", z, z, *phis[:2], "v_prediction", None)
+        triton("linear_combination", [z, z], [batch / 3, 1.0])
         triton("distillation_target", z, [z, z], phis, "v_prediction", "sample_epsilon", None)
         triton("distillation_loss", z, z, [z, z], phis, "v_prediction", 1.0, options())
         triton("prediction_loss", z, z, z, phis[1], "sample", options())

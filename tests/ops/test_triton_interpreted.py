@@ -22,6 +22,8 @@ RUNS = [
     ("test_adamw_ema.py", "triton"),
     ("test_gradient_norm.py", "triton"),
     ("test_draws.py", "triton and not captured_graph"),
+    ("test_linear_combination.py", "triton"),
+    ("test_ddim_step_and_input.py", "triton"),
 ]
 
 

@@ -38,13 +38,13 @@ def check_same(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
         )
     if tensor.dtype != like.dtype:
         raise TypeError(f"{name} is {tensor.dtype}, {like_name} is {like.dtype}; convert one of them")
-    _check_device(name, tensor, like_name, like)
+    check_device(name, tensor, like_name, like)
 
 
 def check_output(name: str, output: Tensor, prediction_type: str, state: Tensor) -> None:
     """A network output for `state`: its shape (twice the channels if two-headed), its dtype or bfloat16."""
     if output.shape == state.shape and output.dtype == state.dtype and heads(prediction_type) == 1:  # as nearly always
-        return _check_device(name, output, "the state", state)
+        return check_device(name, output, "the state", state)
     expected = (state.shape[0], heads(prediction_type) * state.shape[1], *state.shape[2:])
     if tuple(output.shape) != expected:
         two = " (two heads: x in the first half of the channels)" if heads(prediction_type) == 2 else ""
@@ -57,7 +57,7 @@ def check_output(name: str, output: Tensor, prediction_type: str, state: Tensor)
         raise TypeError(
             f"{name} is {output.dtype}; with a {state.dtype} state it may be {' or '.join(map(str, allowed))}"
         )
-    _check_device(name, output, "the state", state)
+    check_device(name, output, "the state", state)
 
 
 def check_outputs(outs: list[Tensor], prediction_type: str, state: Tensor) -> None:
@@ -154,9 +154,10 @@ def _check_angles(name: str, phi: Tensor, shape: tuple[int, ...], state: Tensor)
         raise TypeError(f"{name} is {kind}; angles are float64 tensors (float32 angles cost 2e-4 at 8192 steps)")
     if phi.shape != shape:
         raise ValueError(f"{name} has shape {tuple(phi.shape)}; expected {shape}, an angle for each sample")
-    _check_device(name, phi, "the state", state)
+    check_device(name, phi, "the state", state)
 
 
-def _check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    """`tensor` is on the device of `like`."""
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, {like_name} on {like.device}; move one of them")

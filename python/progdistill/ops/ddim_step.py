@@ -41,19 +41,76 @@ def ddim_step(
         TypeError, ValueError: wrong dtype, shape, device or angle; an epsilon prediction at SNR 0; a rising angle.
     """
     prediction_type = canonical_prediction_type(prediction_type)
+    _check_arguments(z, out, phi, phi_next, prediction_type, clip)
+    checks.check_no_gradient("ddim_step", {"phi": phi, "phi_next": phi_next})
+    return _ddim_step(z, out, phi, phi_next, prediction_type, clip, backend)
+
+
+def ddim_step_and_input(
+    z: Tensor,
+    out: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    *,
+    prediction_type: str = "v_prediction",
+    clip: float | None = None,
+    memory_format: torch.memory_format | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`ddim_step`, and what a bfloat16 network takes of its result, in one launch.
+
+    Args:
+        z: (B, ...) float32 state.
+        out, phi, phi_next, prediction_type, clip, backend: as in `ddim_step`.
+        memory_format: how both results lie in memory; default: as z does. A z or out that lies otherwise is copied
+            before, so a loop keeps its states in the order of its network.
+
+    Returns:
+        (z at phi_next, its bfloat16 copy). Not differentiable.
+
+    Raises:
+        TypeError, ValueError: as in `ddim_step`; a state that is not float32; tensors that require a gradient.
+    """
+    prediction_type = canonical_prediction_type(prediction_type)
+    _check_arguments(z, out, phi, phi_next, prediction_type, clip)
+    if z.dtype != torch.float32:
+        raise TypeError(f"z is {z.dtype}; bfloat16 copies are of float32 states: pass z.float()")
+    checks.check_no_gradient("ddim_step_and_input", {"z": z, "out": out, "phi": phi, "phi_next": phi_next})
+    if memory_format is not None:
+        z = dense(z, memory_format)
+    return _ddim_step_and_input(z, out, phi, phi_next, prediction_type, clip, backend)
+
+
+def _check_arguments(
+    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None
+) -> None:
     checks.check_state("z", z)
     checks.check_output("out", out, prediction_type, z)
     checks.check_angle("phi", phi, z)
     checks.check_angle("phi_next", phi_next, z)
     checks.check_clip(clip)
-    checks.check_no_gradient("ddim_step", {"phi": phi, "phi_next": phi_next})
-    return _ddim_step(z, out, phi, phi_next, prediction_type, clip, backend)
+
+
+# Implementations also write the bfloat16 copy of their result, if they are given one that lies in memory as z does.
 
 
 def ddim_step_reference(
-    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None
+    z: Tensor,
+    out: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    prediction_type: str,
+    clip: float | None,
+    copy: Tensor | None = None,
 ) -> Tensor:
     """The formula in plain PyTorch."""
+    z_next = _stepped(z, out, phi, phi_next, prediction_type, clip)
+    if copy is not None:
+        copy.copy_(z_next)
+    return z_next
+
+
+def _stepped(z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None) -> Tensor:
     parts = split_heads(out, heads(prediction_type), z.dtype)
     form = rotation.step_form(prediction_type, phi, phi_next)
     if clip is None:
@@ -63,13 +120,20 @@ def ddim_step_reference(
 
 
 def _ddim_step_native(
-    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None
+    z: Tensor,
+    out: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    prediction_type: str,
+    clip: float | None,
+    copy: Tensor | None = None,
 ) -> Tensor:
     format = memory_format(z)
     z = dense(z, format)
     z_next = torch.empty_like(z, memory_format=format)
     in_order = native._C.ddim_step(
         native.view(z_next),
+        None if copy is None else native.view(copy),
         native.view(z),
         native.view(dense(out, format)),
         native.view(phi.contiguous()),
@@ -84,13 +148,19 @@ def _ddim_step_native(
 
 
 def _ddim_step_triton(
-    z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None
+    z: Tensor,
+    out: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    prediction_type: str,
+    clip: float | None,
+    copy: Tensor | None = None,
 ) -> Tensor:
     from progdistill.ops.triton_kernels.ddim_step import ddim_step
 
     format = memory_format(z)
     z_next = torch.empty_like(z, memory_format=format)
-    images = z_next, dense(z, format), dense(out, format)
+    images = z_next, copy, dense(z, format), dense(out, format)
     channels = interleaved_channels(z, format)
     ddim_step(*images, phi.contiguous(), phi_next.contiguous(), prediction_type, clip, channels)
     return z_next
@@ -120,6 +190,22 @@ def _implementation(
     if run is not _ddim_step_native:  # the C++ kernel looks at the values on its way
         _check_values(phi, phi_next, prediction_type, clip)
     return dense(run(z, out, phi, phi_next, prediction_type, clip), memory_format(z))
+
+
+def _implementation_and_input(
+    z: Tensor,
+    out: Tensor,
+    phi: Tensor,
+    phi_next: Tensor,
+    prediction_type: str,
+    clip: float | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    run, format = choose("ddim_step", z.device.type, backend), memory_format(z)
+    if run is not _ddim_step_native:
+        _check_values(phi, phi_next, prediction_type, clip)
+    copy = torch.empty_like(z, dtype=torch.bfloat16, memory_format=format)
+    return dense(run(z, out, phi, phi_next, prediction_type, clip, copy), format), copy
 
 
 def _check_values(phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None) -> None:
@@ -163,4 +249,17 @@ _ddim_step = register(
     _fake,
     setup_context=_setup_context,
     backward=_backward,
+)
+
+
+def _fake_and_input(z, out, phi, phi_next, prediction_type, clip, backend) -> tuple[Tensor, Tensor]:
+    z_next = torch.empty_like(z, memory_format=memory_format(z))
+    return z_next, torch.empty_like(z_next, dtype=torch.bfloat16)
+
+
+_ddim_step_and_input = register(
+    "ddim_step_and_input(Tensor z, Tensor out, Tensor phi, Tensor phi_next, str prediction_type, float? clip,"
+    " str? backend) -> (Tensor, Tensor)",
+    _implementation_and_input,
+    _fake_and_input,
 )

@@ -48,7 +48,9 @@ def register(
         if any(type(tensor) not in _PLAIN for tensor in tensors):
             return operator(*arguments)
         if recorded is not None and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            return recorded(*arguments)
+            # An autograd function takes a list for a constant.
+            listed = any(tensor.requires_grad for place in lists for tensor in arguments[place])
+            return operator(*arguments) if listed else recorded(*arguments)
         return implementation(*arguments)
 
     return call

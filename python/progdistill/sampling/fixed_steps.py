@@ -12,7 +12,7 @@ from progdistill.core.random import Stream
 from progdistill.nets.bfloat16_twin import bfloat16_twin
 from progdistill.nets.embeddings import FixedTime
 from progdistill.nets.unet import UNet
-from progdistill.ops import ddim_step, normal
+from progdistill.ops import ddim_step, ddim_step_and_input, normal
 from progdistill.sampling.ddim import scaled
 from progdistill.sampling.images import FORMS
 
@@ -26,7 +26,8 @@ class FixedSteps:
         dtype: what the network computes in. The state and the steps are float32.
         clip: None, or the bound of |x| at each step.
 
-    A network in another dtype is a copy, in channels_last order where it has images on a GPU.
+    A network in another dtype is a copy, in channels_last order where it has images on a GPU. States then lie as its
+    inputs do, and a step writes the next bfloat16 input beside the next state: only the first is made by a cast.
     """
 
     def __init__(self, model: Denoiser, steps: int, dtype: torch.dtype, clip: float | None = None) -> None:
@@ -86,19 +87,33 @@ class FixedSteps:
         cond = None if labels is None else Condition(labels, scales)
         z = normal(start, 0, Stream.LATENT, self.sample_shape) if start.dim() == 1 else start.float()
         z = scaled(z, self.plan.first_factor)
+        given = self._input(z)
         for step in range(len(phis) - 1):
-            phi, phi_next = phis[step], phis[step + 1]
-            out = self._predict(z, phi, self._fixed[step] if self._fixed else times[step], cond)
-            z = ddim_step(z, out, phi, phi_next, prediction_type=self.prediction_type, clip=self.clip)
-        return FORMS[form](scaled(z, self.plan.last_factor))
+            out = self._predict(z, given, phis[step], self._fixed[step] if self._fixed else times[step], cond)
+            z, given = self._step(z, out, phis[step], phis[step + 1], last=step == len(phis) - 2)
+        return FORMS[form](scaled(z, self.plan.last_factor)).contiguous()
 
-    def _predict(self, z: Tensor, phi: Tensor, time: Tensor | FixedTime, cond: Condition | None) -> Tensor:
-        if self._own is not None:
-            return self._own(z, phi, cond)
-        given = z.to(self.dtype)
-        if self._channels_last and given.dim() == 4:
-            given = given.contiguous(memory_format=torch.channels_last)
-        return self._denoiser.raw_at(given, time, cond)
+    def _input(self, z: Tensor) -> Tensor | None:
+        """What the network takes of a state; None for a denoiser of the user's own, which takes the state."""
+        return None if self._own is not None else z.to(self.dtype, memory_format=self._order(z))
+
+    def _order(self, z: Tensor) -> torch.memory_format:
+        return torch.channels_last if self._channels_last and z.dim() == 4 else torch.preserve_format
+
+    def _predict(
+        self, z: Tensor, given: Tensor | None, phi: Tensor, time: Tensor | FixedTime, cond: Condition | None
+    ) -> Tensor:
+        return self._own(z, phi, cond) if given is None else self._denoiser.raw_at(given, time, cond)
+
+    def _step(self, z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, last: bool) -> tuple[Tensor, Tensor | None]:
+        """(the next state, what the network takes of it if it is called again)"""
+        options = {"prediction_type": self.prediction_type, "clip": self.clip}
+        if last or self._own is not None or self.dtype != torch.bfloat16:
+            z = ddim_step(z, out, phi, phi_next, **options)
+            return z, None if last else self._input(z)
+        if self._order(z) == torch.channels_last:
+            options["memory_format"] = torch.channels_last
+        return ddim_step_and_input(z, out, phi, phi_next, **options)
 
 
 def _twin(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:

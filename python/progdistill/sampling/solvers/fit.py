@@ -23,6 +23,7 @@ from progdistill.sampling.solvers.grids import make_grid
 from progdistill.sampling.solvers.named import solver_stages
 from progdistill.sampling.solvers.prediction import predictions
 from progdistill.sampling.solvers.stages import SolverState, Stage, solve
+from progdistill.sampling.solvers.terms import evaluated
 
 Alignment = Literal["nested", "official"]
 _OWN_TEACHERS = ("ipndm", "deis")
@@ -107,12 +108,11 @@ def _fitted(
         change = state.follow(stage, found, corrected=True)
         sums = torch.zeros(2, dtype=torch.float64)
         if change is not None:
-            wide, missing = change.double(), target.double() - state.z.double()
+            wide, missing = evaluated(change, state.z).double(), target.double() - state.z.double()
             sums = torch.stack([(missing * wide).sum(), (wide * wide).sum()])
         product, square = sum_over_processes(sums).tolist()
         kappas.append(product / square if square > 0.0 else 0.0)
-        if kappas[-1] != 0.0:
-            state.z = torch.add(state.z, change, alpha=kappas[-1])
+        state.correct(kappas[-1], change)
     return kappas
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from progdistill.core import Condition, Denoiser
 from progdistill.sampling.ddim import StepCallback
 from progdistill.sampling.solvers.prediction import Thresholding, analytic_predictions, predictions
+from progdistill.sampling.solvers.terms import Term, evaluated, scaled
 
 
 class Combination(NamedTuple):
@@ -90,8 +91,8 @@ def solve(
         else:
             found = predictions(denoiser, state.z, stage.phi, cond, state.quantities, clip, thresholding)
         change = state.follow(stage, found, corrected=corrections is not None)
-        if corrections is not None and corrections[number] != 0.0:
-            state.z = torch.add(state.z, change, alpha=corrections[number])
+        if corrections is not None:
+            state.correct(corrections[number], change)
         if callback is not None:
             callback(number, state.z)
     return state.z
@@ -103,46 +104,58 @@ class SolverState:
     def __init__(self, z: Tensor, stages: Sequence[Stage]) -> None:
         self.z = self.anchor = z
         self.quantities = {stage.quantity for stage in stages}
-        combinations = [part for stage in stages for part in (stage.result, stage.anchor) if part is not None]
-        self._longest = max((len(part.outputs) for part in combinations), default=0)
-        self._outputs: dict[str, list[Tensor]] = {quantity: [] for quantity in self.quantities}
+        self._longest = dict.fromkeys(self.quantities, 0)
+        for stage in stages:
+            for part in (stage.result, stage.anchor or stage.result):
+                self._longest[stage.quantity] = max(self._longest[stage.quantity], len(part.outputs))
+        self._outputs: dict[str, list[Sequence[Term]]] = {quantity: [] for quantity in self.quantities}
         # At pure noise eps is the state; of x nothing is known there.
-        self._before = z if "eps" in self.quantities else None
+        self._before: Sequence[Term] | None = [Term(z)] if "eps" in self.quantities else None
 
-    def follow(self, stage: Stage, found: Mapping[str, Tensor], *, corrected: bool = False) -> Tensor | None:
+    def follow(
+        self, stage: Stage, found: Mapping[str, Sequence[Term]], *, corrected: bool = False
+    ) -> list[Term] | None:
         """Moves on to the stage's result, given the outputs at `z`.
 
         Returns (with `corrected`) what the result changes by for a correction of 1, None where there is nothing to
         compare the output with.
         """
         for quantity, value in found.items():
-            self._outputs[quantity] = [value, *self._outputs[quantity][: self._longest - 1]]
+            longest = self._longest[quantity]
+            value = self._kept(value) if longest > 1 else value
+            self._outputs[quantity] = [value, *self._outputs[quantity][: longest - 1]]
         outputs = self._outputs[stage.quantity]
+        change = self._change(stage, outputs) if corrected else None
         if stage.anchor is not None:
             self.anchor = combined(stage.anchor, self.z, self.anchor, outputs)
         self.z = combined(stage.result, self.z, self.anchor, outputs)
-        return self._change(stage, outputs) if corrected else None
+        return change
 
-    def _change(self, stage: Stage, outputs: Sequence[Tensor]) -> Tensor | None:
+    def correct(self, kappa: float, change: Sequence[Term] | None) -> None:
+        """Adds kappa times what `follow` returned."""
+        if change is not None and kappa != 0.0:
+            self.z = evaluated([Term(self.z), *scaled(kappa, change)], self.z)
+
+    def _change(self, stage: Stage, outputs: Sequence[Sequence[Term]]) -> list[Term] | None:
         if stage.quantity == "v":  # a step from noise of a solver of eps, which is the state there
-            self._before = self._outputs["eps"][0] if "eps" in self.quantities else None
+            self._before = self._kept(self._outputs["eps"][0]) if "eps" in self.quantities else None
             return None
         weights = stage.result.outputs if stage.averaged else stage.result.outputs[:1]
         total = sum(weights)
-        now = combined(Combination(outputs=tuple(weight / total for weight in weights)), self.z, self.z, outputs)
+        now = [term for w, output in zip(weights, outputs, strict=False) for term in scaled(w / total, output)]
+        if self._longest[stage.quantity] == 1:
+            now = self._kept(now)
         before, self._before = self._before, now
-        return None if before is None else total * (now - before)
+        return None if before is None else [*scaled(total, now), *scaled(-total, before)]
+
+    def _kept(self, value: Sequence[Term]) -> list[Term]:
+        """The value as it is now: a network may write its next output where this one lies."""
+        return [Term(evaluated(value, self.z))]
 
 
-def combined(combination: Combination, z: Tensor, anchor: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-    """The combination's value."""
-    if combination == Combination(state=1.0):
-        return z
-    factors = (combination.state, combination.anchor, *combination.outputs)
-    terms = [(c, tensor) for c, tensor in zip(factors, (z, anchor, *outputs), strict=False) if c != 0.0]
-    if not terms:
-        return torch.zeros_like(z)
-    total = terms[0][0] * terms[0][1]
-    for factor, tensor in terms[1:]:
-        total = torch.add(total, tensor, alpha=factor)
-    return total
+def combined(combination: Combination, z: Tensor, anchor: Tensor, outputs: Sequence[Sequence[Term] | Tensor]) -> Tensor:
+    """The combination's value, in one pass over all that it is made of; outputs as tensors or as sums."""
+    terms = [Term(z, (combination.state,)), Term(anchor, (combination.anchor,))]
+    for weight, output in zip(combination.outputs, outputs, strict=False):
+        terms += scaled(weight, [Term(output)] if isinstance(output, Tensor) else output)
+    return evaluated(terms, z)
