@@ -60,6 +60,8 @@ def _series(result: dict[str, Any], metric: str, key: str) -> list[Series]:
     series = []
     for method, entry in result["methods"].items():
         points = _points(entry, key)
+        if not points:
+            continue
         figures = [point["figures"][metric] for point in points]
         values, errors = [figure["mean"] for figure in figures], [figure["deviation"] for figure in figures]
         series.append(Series(method, [point[key] for point in points], values, errors))
