@@ -44,10 +44,12 @@ def _metric(result: dict[str, Any], metric: str) -> list:
         line_chart(_series(result, metric, key), title=name, x_label=label, y_label=name, log_x=log_x, log_y=log_y)
         for key, label, log_x in ((_CALLS, "network calls an image", True), (_SECONDS, "training seconds", False))
     ]
+    classes = result["num_classes"]
+    of = "images" if classes is None else f"images of all {classes} classes in turn, without guidance"
     return [
         Table(_quality_rows(result, metric), caption="network calls an image: mean ± deviation"),
         *map(Svg, charts),
-        f"{result['features']}; {result['num_images']} images, mean and standard deviation over {result['seeds']} sets "
+        f"{result['features']}; {result['num_images']} {of}, mean and standard deviation over {result['seeds']} sets "
         f"of image seeds, the same for all methods, against {result['data_images']} images of {result['data']}.",
     ]
 
@@ -95,7 +97,12 @@ def _cost_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _left_out(result: dict[str, Any]) -> list[str]:
-    lines = ["Training seconds are those from the teacher to this step count: of pd, all rounds up to it."]
+    took = result["seconds"]
+    lines = [
+        "Training seconds are those from the teacher to this step count: of pd, all rounds up to it.",
+        f"This call took {took['total']:.0f} s, {took['train']:.0f} s of them training, {took['measure']:.0f} s "
+        "measuring; what was trained or measured before is not in it.",
+    ]
     for method, entry in result["methods"].items():
         by_reason: dict[str, list[str]] = {}
         for steps, reason in entry["left_out"].items():
