@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -75,6 +76,9 @@ def test_the_report_has_a_table_two_charts_and_a_picture(folder):
     assert page.count("<svg") == 2 and "data:image/png;base64," in page
     assert "4 calls" in page and "training seconds" in page and "d_ode leaves out 1 steps" in page
     assert (folder / "out" / "samples.png").stat().st_size > 1000
+    for against in ("network-calls", "training-seconds"):
+        chart = (folder / "out" / f"frechet-{against}.svg").read_text()
+        assert chart.strip() in page and "dpmpp_3m@logsnr" in ElementTree.fromstring(chart).itertext()
 
 
 def test_the_same_call_trains_nothing_again(folder, result, copy, monkeypatch):
