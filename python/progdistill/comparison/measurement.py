@@ -26,18 +26,14 @@ PICTURE_STEP_COUNTS = 4
 
 
 class Measurement:
-    """Takes methods through the same measurement, one after the other; processes do it together.
-
-    Attributes:
-        rows: labelled pictures (12, C, H, W) uint8 of the first step counts, in the first process.
-    """
+    """Takes methods through the same measurement, one after the other; processes do it together."""
 
     def __init__(self, config: CompareConfig, meter: QualityMeter, kept: KeptFigures, say: Say) -> None:
         self.config = config
         self.meter = meter
         self.kept = kept
         self.say = say
-        self.rows: list[tuple[str, Tensor]] = []
+        self._pictures: list[tuple[int, str, Tensor]] = []
         self._figure_names: list[str] = []
         self._seconds = {"train": 0.0, "measure": 0.0}
 
@@ -56,6 +52,10 @@ class Measurement:
             if steps in self.config.steps[:PICTURE_STEP_COUNTS]:
                 self._draw(f"{method.name}, {counted(contender.network_calls)}", contender)
         return entry
+
+    def rows(self) -> list[tuple[str, Tensor]]:
+        """Labelled pictures (12, C, H, W) uint8 of the first step counts, all methods at each; in the first process."""
+        return [(label, images) for _, label, images in sorted(self._pictures, key=lambda picture: picture[0])]
 
     def facts(self) -> dict[str, Any]:
         """What the figures are of, JSON-ready."""
@@ -96,7 +96,7 @@ class Measurement:
         labels = class_labels_in_turn(contender.model, PICTURE_COLUMNS)
         seeds = torch.arange(PICTURE_COLUMNS)
         images = generate(contender.model, contender.steps, seeds=seeds, class_labels=labels, **contender.options)
-        self.rows.append((label, to_uint8(images.cpu())))
+        self._pictures.append((contender.steps, label, to_uint8(images.cpu())))
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -92,7 +92,7 @@ def compare(
         "seconds": {**measurement.seconds(), "total": round(time.perf_counter() - started, 1)},
         "machine": machine(),
     }
-    on_main_process(lambda: _write(Path(config.output_dir), result, measurement.rows))
+    on_main_process(lambda: _write(Path(config.output_dir), result, measurement.rows()))
     return result
 
 
