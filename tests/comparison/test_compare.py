@@ -2,9 +2,8 @@
 
 import importlib
 import json
-import shutil
+from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,42 +18,7 @@ from progdistill.metrics import load_classifier
 from progdistill.sampling import generate
 from progdistill.sampling.solvers import FittedSolver, chosen_solver
 from progdistill.training import distill, train
-
-TRAINING = {"train_batch_size": 4, "device": "cpu", "progress": False}
-SMALL = [*["--num-images", "6", "--seeds", "2", "--train-batch-size", "4", "--device", "cpu", "--no-progress"]]
-SMALL += [*["--d-ode-scale", "2", "--d-ode-batch-size", "4", "--sfd-iterations", "2", "--sfd-max-steps", "2"]]
-SMALL += [*["--pd-rounds", "2", "--pd-updates-per-round", "2"]]
-METHODS = ["ddim", "heun", "dpmpp_3m@logsnr", "d_ode", "sfd", "pd"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compare")
-    np.savez(folder / "images.npz", images=tiny.IMAGES[:, 0], labels=np.arange(24) % 3)
-    data = str(folder / "images.npz")
-    train(data, str(folder / "teacher"), network=tiny.NETWORK, max_train_steps=2, **TRAINING)
-    arguments = [str(folder / "teacher"), "--data", data, "--output-dir", str(folder / "out")]
-    assert main(["compare", *arguments, "--methods", ",".join(METHODS), "--steps", "1,2,3", *SMALL]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def result(folder):
-    return json.loads((folder / "out" / "metrics.json").read_text())
-
-
-@pytest.fixture
-def copy(folder, tmp_path):
-    """The comparison's folder, to be worked on."""
-    return shutil.copytree(folder / "out", tmp_path / "copy")
-
-
-def settings(folder, **others):
-    """Those of SMALL, as keywords."""
-    small = {"num_images": 6, "seeds": 2, "d_ode_scale": 2, "d_ode_batch_size": 4, "sfd_iterations": 2}
-    small |= {"sfd_max_steps": 2, "pd_rounds": 2, "pd_updates_per_round": 2, "steps": (1, 2, 3), **TRAINING}
-    small["features"] = str(folder / "out" / "classifier.safetensors")
-    return {"teacher": str(folder / "teacher"), "data": str(folder / "images.npz"), **small, **others}
+from small_comparisons import METHODS, TRAINING, settings
 
 
 def test_every_method_has_its_calls_seconds_and_figures(result):
@@ -112,6 +76,9 @@ def test_the_report_has_a_table_two_charts_and_a_picture(folder):
     assert page.count("<svg") == 2 and "data:image/png;base64," in page
     assert "4 calls" in page and "training seconds" in page and "d_ode leaves out 1 steps" in page
     assert (folder / "out" / "samples.png").stat().st_size > 1000
+    for against in ("network-calls", "training-seconds"):
+        chart = (folder / "out" / f"frechet-{against}.svg").read_text()
+        assert chart.strip() in page and "dpmpp_3m@logsnr" in ElementTree.fromstring(chart).itertext()
 
 
 def test_the_same_call_trains_nothing_again(folder, result, copy, monkeypatch):
@@ -174,9 +141,17 @@ def test_wrong_arguments_name_what_is_allowed(folder, tmp_path, capsys):
         CompareConfig(methods=("ddim@round",))
     with pytest.raises(ValueError, match="sfd has steps of its own"):
         CompareConfig(methods=("sfd@logsnr",))
-    with pytest.raises(ValueError, match=r"pd can do none of the steps \(3,\)"):
-        compare(**settings(folder, output_dir=str(tmp_path / "none"), methods=("ddim", "pd"), steps=(3,)))
+    with pytest.raises(
+        ValueError, match=r"no method can do any of the steps \(3,\) \(pd: its students take 1, 2 steps"
+    ):
+        compare(**settings(folder, output_dir=str(tmp_path / "none"), methods=("pd",), steps=(3,)))
     assert not (tmp_path / "none").exists()
+
+
+def test_a_method_that_can_do_nothing_is_left_out_of_figures_and_charts(folder, copy, measured):
+    found = compare(**settings(folder, output_dir=str(copy), methods=("ddim", "pd"), steps=(3,)))
+    assert found["methods"]["pd"]["steps"] == {} and list(found["methods"]["pd"]["left_out"]) == ["3"]
+    assert "pd leaves out 3 steps: its students take 1, 2 steps" in (copy / "report.html").read_text()
 
 
 def test_lists_may_have_commas_or_spaces():

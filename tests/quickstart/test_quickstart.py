@@ -8,7 +8,7 @@ import torch
 import progdistill
 from progdistill.data import open_dataset, to_uint8
 from progdistill.evaluation import QualityMeter
-from progdistill.metrics import train_classifier
+from progdistill.metrics import load_classifier
 from progdistill.quickstart import QuickstartConfig, quickstart
 from progdistill.sampling import generate
 
@@ -47,8 +47,7 @@ def test_numbers_are_those_of_the_saved_models(finished):
     """A stranger who loads the folder measures the same distance."""
     output, _, metrics = finished
     dataset = open_dataset("digits")
-    classifier, _ = train_classifier(dataset.images(), dataset.labels, seed=0, data_name="digits")
-    meter = QualityMeter(classifier, dataset, num_images=70, seeds=2)
+    meter = QualityMeter(load_classifier(output / "classifier.safetensors"), dataset, num_images=70, seeds=2)
     student = progdistill.load(output)
     for steps in (1, 2):
         again = meter.distance(to_uint8(generate(student, steps, seeds=torch.arange(70))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from progdistill.cli.arguments import parse
 from progdistill.comparison import CompareConfig, compare, table_lines
+from progdistill.core.processes import is_main_process
 
 _LISTS = ("--methods", "--steps", "--metrics")
 
@@ -12,6 +13,8 @@ def run(arguments: list[str]) -> None:
     """Parses and runs."""
     config = parse(CompareConfig, with_flags(arguments), "compare")
     result = compare(config=config)
+    if not is_main_process():
+        return
     print("\n".join(table_lines(result)))
     print(f"look at {config.output_dir}/report.html; the figures are in {config.output_dir}/metrics.json")
 

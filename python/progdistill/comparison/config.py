@@ -16,11 +16,13 @@ class CompareConfig(DataConfig):
     """Compare methods of sampling in few network calls: on one teacher, with the same noise, in the same features."""
 
     teacher: str = ""
-    """The teacher's folder, or its id on the Hugging Face hub; also as the first argument, without a flag."""
+    """The teacher's folder, or its id on the Hugging Face hub; also as the first argument, without a flag. Of the
+    folder of a quickstart the teacher, with its students for pd and its classifier for features."""
     data: str = ""
     """Reference images, as in train; default: the data set that the teacher's folder records."""
     output_dir: str = "compare"
-    """Folder for metrics.json, report.html, samples.png and what is trained, which the same command uses again."""
+    """Folder for metrics.json, report.html, samples.png, and for what is trained and measured, which later commands
+    with the same settings use again."""
     methods: tuple[str, ...] = ("ddim", "dpmpp_3m", "ipndm", "d_ode", "sfd", "pd")
     """Solvers (ddim, dpmpp_3m, ipndm, unipc_3, heun ...), d_ode, sfd and pd; solvers and d_ode perhaps @GRID
     (dpmpp_3m@logsnr), trailing being the default. Also with commas."""
@@ -44,7 +46,7 @@ class CompareConfig(DataConfig):
     """Batches of noise for each student of sfd; there is one for each step count."""
     sfd_learning_rate: float = 5e-4
     """Peak learning rate of sfd."""
-    sfd_max_steps: int = 10
+    sfd_max_steps: int = 5
     """The most steps that sfd trains a student for."""
     pd: str | None = None
     """A finished progressive distillation of this teacher to take for pd; default: one is run."""
@@ -63,7 +65,7 @@ class CompareConfig(DataConfig):
     device: str | None = None
     """cpu or cuda; default: cuda if there is one."""
     overwrite: bool = False
-    """Train anew what output_dir holds, instead of using it."""
+    """Train and measure anew what output_dir holds, instead of using it."""
     progress: bool = True
     """Print lines and show bars as it goes on."""
 

@@ -15,7 +15,13 @@ _CALLS, _SECONDS = "network_calls", "training_seconds"
 
 
 def write_report(output: Path, result: dict[str, Any], picture: Image.Image | None) -> None:
-    """Writes the page: for each metric a table and two charts, then costs, what was left out, and pictures."""
+    """Writes the page: for each metric a table and two charts, then costs, what was left out, and pictures.
+
+    The charts are also files: METRIC-network-calls.svg, METRIC-training-seconds.svg.
+    """
+    for metric in result["metrics"]:
+        for against, chart in charts(result, metric).items():
+            write_text_atomic(output / f"{metric}-{against.replace('_', '-')}.svg", chart + "\n")
     sections = [Section(result["names"][metric], _metric(result, metric)) for metric in result["metrics"]]
     sections.append(Section("Costs", [Table(_cost_rows(result)), *_left_out(result)]))
     if picture is not None:
@@ -35,19 +41,25 @@ def table_lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _metric(result: dict[str, Any], metric: str) -> list:
+def charts(result: dict[str, Any], metric: str) -> dict[str, str]:
+    """A metric against "network_calls" and against "training_seconds", each as an SVG document."""
     name = result["names"][metric]
     points = [point for entry in result["methods"].values() for point in entry["steps"].values()]
     # Figures that fall to nothing or below have no logarithm.
     log_y = min(point["figures"][metric]["mean"] for point in points) > 0
-    charts = [
-        line_chart(_series(result, metric, key), title=name, x_label=label, y_label=name, log_x=log_x, log_y=log_y)
+    return {
+        key: line_chart(_series(result, metric, key), title=name, x_label=label, y_label=name, log_x=log_x, log_y=log_y)
         for key, label, log_x in ((_CALLS, "network calls an image", True), (_SECONDS, "training seconds", False))
-    ]
+    }
+
+
+def _metric(result: dict[str, Any], metric: str) -> list:
+    classes = result["num_classes"]
+    of = "images" if classes is None else f"images of all {classes} classes in turn, without guidance"
     return [
         Table(_quality_rows(result, metric), caption="network calls an image: mean ± deviation"),
-        *map(Svg, charts),
-        f"{result['features']}; {result['num_images']} images, mean and standard deviation over {result['seeds']} sets "
+        *map(Svg, charts(result, metric).values()),
+        f"{result['features']}; {result['num_images']} {of}, mean and standard deviation over {result['seeds']} sets "
         f"of image seeds, the same for all methods, against {result['data_images']} images of {result['data']}.",
     ]
 
@@ -60,6 +72,8 @@ def _series(result: dict[str, Any], metric: str, key: str) -> list[Series]:
     series = []
     for method, entry in result["methods"].items():
         points = _points(entry, key)
+        if not points:
+            continue
         figures = [point["figures"][metric] for point in points]
         values, errors = [figure["mean"] for figure in figures], [figure["deviation"] for figure in figures]
         series.append(Series(method, [point[key] for point in points], values, errors))
@@ -93,7 +107,12 @@ def _cost_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _left_out(result: dict[str, Any]) -> list[str]:
-    lines = ["Training seconds are those from the teacher to this step count: of pd, all rounds up to it."]
+    took = result["seconds"]
+    lines = [
+        "Training seconds are those from the teacher to this step count: of pd, all rounds up to it.",
+        f"This call took {took['total']:.0f} s, {took['train']:.0f} s of them training, {took['measure']:.0f} s "
+        "measuring; what was trained or measured before is not in it.",
+    ]
     for method, entry in result["methods"].items():
         by_reason: dict[str, list[str]] = {}
         for steps, reason in entry["left_out"].items():

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from progdistill.comparison.config import CompareConfig
-from progdistill.comparison.methods import Contender, Method, SolverMethod
+from progdistill.comparison.features import opened_features
+from progdistill.comparison.kept_figures import KeptFigures
+from progdistill.comparison.measurement import Measurement, Say
+from progdistill.comparison.methods import Method, SolverMethod
+from progdistill.comparison.quickstart_folder import with_contents
 from progdistill.comparison.report import write_report
 from progdistill.comparison.trained import DistillationMethod, FittedMethod, TrajectoryMethod
 from progdistill.core import Denoiser
 from progdistill.core.files import write_json_atomic
 from progdistill.core.machine import machine
 from progdistill.core.processes import is_main_process, join_processes, on_main_process
-from progdistill.data import ImageDataset, to_uint8
-from progdistill.evaluation import QualityMeter, class_labels_in_turn
-from progdistill.metrics import (
-    features_fingerprint,
-    features_name,
-    metric_names,
-    open_features,
-    save_classifier,
-    train_classifier,
-)
+from progdistill.data import ImageDataset
+from progdistill.evaluation import QualityMeter, dataset_fingerprint
+from progdistill.metrics import features_fingerprint, features_name
 from progdistill.metrics.compare import checked_metrics
 from progdistill.report import labelled_rows, save_png
-from progdistill.sampling import generate
 from progdistill.training.device import choose_device
 from progdistill.training.teacher_and_data import opened_data, opened_teacher
-
-Rows = list[tuple[str, Tensor]]
-Say = Callable[[str], None]
-
-PICTURE_COLUMNS = 12
-PICTURE_STEP_COUNTS = 4
 
 
 def compare(
@@ -50,13 +42,15 @@ def compare(
 ) -> dict[str, Any]:
     """Measures methods against each other, quality against network calls and against training seconds.
 
-    What is trained (solvers fitted, students) is kept in output_dir, and the same call uses it again; figures are
-    measured anew each time. Images of class-conditional teachers are of all classes in turn, without guidance.
+    What is trained (solvers fitted, students) and each figure is kept in output_dir as soon as it is there: the same
+    call goes on where it was interrupted, and one with more methods or steps adds to it. Images of class-conditional
+    teachers are of all classes in turn, without guidance. Several processes (torchrun) share training and images.
 
     Args:
-        teacher: a Denoiser, or the folder of one. No student: there is nothing that solvers could do with it.
+        teacher: a Denoiser, or the folder of one; the folder of a quickstart, whose teacher, students (for pd) and
+            classifier are taken. No student alone: there is nothing that solvers could do with it.
         data: whatever `progdistill.data.open_dataset` takes; None uses the data set that the teacher's folder records.
-        output_dir: where metrics.json, report.html, samples.png and what is trained go.
+        output_dir: where metrics.json, report.html, samples.png, what is trained and the figures go.
         config: a CompareConfig instead of keyword settings.
         settings: fields of `CompareConfig` (methods, steps, num_images, sfd_iterations, pd_updates_per_round, ...).
 
@@ -67,7 +61,7 @@ def compare(
 
     Raises:
         ValueError: unknown methods (the message lists those there are), a student for a teacher, students of another
-            teacher, other settings than those of what output_dir holds, or no step count that a method can do.
+            teacher, other settings than those of what output_dir holds, or no step count that any method can do.
     """
     if config is None:
         names = {"output_dir": output_dir} if output_dir is not None else {}
@@ -77,39 +71,38 @@ def compare(
             **names,
             **settings,
         )
+    started = time.perf_counter()
     checked_metrics(config.metrics)
     join_processes()
-    device = choose_device(config.device)
-    teacher = opened_teacher(teacher if teacher is not None else config.teacher).to(device)
-    _check_teacher(teacher)
+    config, teacher = _opened(config, teacher)
     source = data if data is not None else config.data
     dataset = opened_data(source, config, teacher)
-    methods = [_method(name, teacher, source, config) for name in config.methods]
-    say: Say = print if config.progress and is_main_process() else (lambda *_: None)
-    features, facts = _features(config, dataset)
-    meter = QualityMeter(
-        features.to(device), dataset, num_images=config.num_images, seeds=config.seeds, metrics=config.metrics
-    )
-    say(f"{features_name(features)}; {config.num_images} images, {config.seeds} sets of seeds: mean ± deviation")
-    rows: Rows = []
-    found = {method.name: _measured(method, config, meter, rows, say) for method in methods}
-    any_point = next(point for entry in found.values() for point in entry["steps"].values())
+    methods = _methods(teacher, source, config)
+    measurement, classifier = _measurement(config, dataset, teacher.device)
+    found = {method.name: measurement.entry(method) for method in methods}
     result = {
         "teacher": config.teacher or None,
+        "students": config.pd,
+        "num_classes": teacher.num_classes,
         "data": dataset.name,
         "data_images": len(dataset),
-        "features": features_name(features),
-        "features_fingerprint": features_fingerprint(features),
-        "classifier": facts,
-        "num_images": config.num_images,
-        "seeds": config.seeds,
-        "metrics": list(any_point["figures"]),
-        "names": metric_names(features),
+        "classifier": classifier,
+        **measurement.facts(),
         "methods": found,
+        "seconds": {**measurement.seconds(), "total": round(time.perf_counter() - started, 1)},
         "machine": machine(),
     }
-    on_main_process(lambda: _write(Path(config.output_dir), result, rows))
+    on_main_process(lambda: _write(Path(config.output_dir), result, measurement.rows()))
     return result
+
+
+def _opened(config: CompareConfig, teacher: Denoiser | str | None) -> tuple[CompareConfig, Denoiser]:
+    """The settings with what the teacher's folder holds besides it, and the teacher on its device."""
+    if not isinstance(teacher, Denoiser):
+        config = with_contents(dataclasses.replace(config, teacher=teacher or config.teacher))
+        teacher = opened_teacher(config.teacher)
+    _check_teacher(teacher)
+    return config, teacher.to(choose_device(config.device))
 
 
 def _check_teacher(teacher: Denoiser) -> None:
@@ -118,62 +111,42 @@ def _check_teacher(teacher: Denoiser) -> None:
         raise ValueError(f"the teacher is {what}; name the model that was trained (progdistill train makes one)")
 
 
+def _methods(teacher: Denoiser, data: Any, config: CompareConfig) -> list[Method]:
+    methods = [_method(name, teacher, data, config) for name in config.methods]
+    reasons = {method.name: [method.why_not(steps) for steps in config.steps] for method in methods}
+    if all(all(own) for own in reasons.values()):
+        said = "; ".join(f"{name}: {own[0]}" for name, own in reasons.items())
+        raise ValueError(f"no method can do any of the steps {config.steps} ({said}); add steps or methods")
+    return methods
+
+
 def _method(name: str, teacher: Denoiser, data: Any, config: CompareConfig) -> Method:
     kind, _, grid = name.partition("@")
     if kind == "pd":
-        method: Method = DistillationMethod(name, teacher, data, config)
-    elif kind == "sfd":
-        method = TrajectoryMethod(name, teacher, config)
-    elif kind == "d_ode":
-        method = FittedMethod(name, teacher, config, grid or "trailing")
-    else:
-        method = SolverMethod(name, teacher, kind, grid or "trailing")
-    reasons = [method.why_not(steps) for steps in config.steps]
-    if all(reasons):
-        raise ValueError(f"{name} can do none of the steps {config.steps}: {reasons[0]}; leave it out or add steps")
-    return method
+        return DistillationMethod(name, teacher, data, config)
+    if kind == "sfd":
+        return TrajectoryMethod(name, teacher, config)
+    if kind == "d_ode":
+        return FittedMethod(name, teacher, config, grid or "trailing")
+    return SolverMethod(name, teacher, kind, grid or "trailing")
 
 
-def _features(config: CompareConfig, dataset: ImageDataset) -> tuple[nn.Module, dict | None]:
-    if config.features is not None:
-        return open_features(config.features), None
-    classifier, facts = train_classifier(dataset.images(), dataset.labels, data_name=dataset.name)
-    on_main_process(lambda: save_classifier(classifier, Path(config.output_dir) / "classifier.safetensors"))
-    return classifier, facts
+def _measurement(
+    config: CompareConfig, dataset: ImageDataset, device: torch.device
+) -> tuple[Measurement, dict[str, Any] | None]:
+    """The measurement, and the facts of its classifier if one was trained for it."""
+    features, classifier = opened_features(config, dataset)
+    counts = {"num_images": config.num_images, "seeds": config.seeds}
+    meter = QualityMeter(features.to(device), dataset, metrics=config.metrics, **counts)
+    conditions = {"metrics": list(config.metrics), **counts, "data": dataset_fingerprint(dataset)}
+    conditions["features"] = features_fingerprint(features)
+    kept = KeptFigures(Path(config.output_dir) / "figures", conditions, fresh=config.overwrite)
+    say: Say = print if config.progress and is_main_process() else (lambda *_: None)
+    say(f"{features_name(features)}; {config.num_images} images, {config.seeds} sets of seeds: mean ± deviation")
+    return Measurement(config, meter, kept, say), classifier
 
 
-def _measured(method: Method, config: CompareConfig, meter: QualityMeter, rows: Rows, say: Say) -> dict[str, Any]:
-    """A method's entry in metrics.json; its pictures are added to `rows`."""
-    entry: dict[str, Any] = {"trains": method.trains, "steps": {}, "left_out": {}}
-    for steps in config.steps:
-        reason = method.why_not(steps)
-        if reason is not None:
-            entry["left_out"][str(steps)] = reason
-            say(f"{method.name}, {steps} steps: left out, {reason}")
-            continue
-        contender = method.contender(steps)
-        figures = meter.measure_all(contender.model, contender.steps, **contender.options)
-        entry["steps"][str(steps)] = {
-            "network_calls": contender.network_calls,
-            "training_seconds": contender.training_seconds,
-            "figures": {name: quality.record() for name, quality in figures.items()},
-        }
-        said = ", ".join(f"{name} {quality.mean:.4g} ± {quality.deviation:.2g}" for name, quality in figures.items())
-        took = f", trained in {contender.training_seconds:.1f} s" if method.trains else ""
-        say(f"{method.name}, {contender.network_calls} calls{took}: {said}")
-        if steps in config.steps[:PICTURE_STEP_COUNTS] and contender.model.sample_shape[0] in (1, 3):
-            rows.append((f"{method.name}, {contender.network_calls} calls", _drawn(contender)))
-    return entry
-
-
-def _drawn(contender: Contender) -> Tensor:
-    labels = class_labels_in_turn(contender.model, PICTURE_COLUMNS)
-    seeds = torch.arange(PICTURE_COLUMNS)
-    images = generate(contender.model, contender.steps, seeds=seeds, class_labels=labels, **contender.options)
-    return to_uint8(images.cpu())
-
-
-def _write(output: Path, result: dict[str, Any], rows: Rows) -> None:
+def _write(output: Path, result: dict[str, Any], rows: Sequence[tuple[str, Tensor]]) -> None:
     picture = labelled_rows(rows) if rows else None
     if picture is not None:
         save_png(picture, output / "samples.png")

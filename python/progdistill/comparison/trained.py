@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from progdistill.comparison.config import CompareConfig
-from progdistill.comparison.methods import Contender, Method
+from progdistill.comparison.methods import Contender, Method, blind_start
 from progdistill.core import Denoiser
 from progdistill.core.fingerprint import model_fingerprint
 from progdistill.core.processes import on_main_process
@@ -86,7 +86,9 @@ class TrajectoryMethod(Method):
 
     def why_not(self, steps: int) -> str | None:
         most = self.config.sfd_max_steps
-        return None if steps <= most else f"students are trained for up to {most} steps (sfd_max_steps)"
+        if steps > most:
+            return f"students are trained for up to {most} steps (sfd_max_steps)"
+        return blind_start(self.teacher, float(self.teacher.schedule.grid(steps)[0]))
 
     def contender(self, steps: int) -> Contender:
         config = self.config
@@ -115,6 +117,8 @@ class DistillationMethod(Method):
         self._student = None if config.pd is None else _finished(config.pd, teacher)
 
     def why_not(self, steps: int) -> str | None:
+        if self._student is not None and self._student.guidance_range is not None:
+            return f"the students in {self.config.pd} are guided, but the comparison is without guidance"
         known = self._known_steps()
         return None if steps in known else f"its students take {', '.join(map(str, known))} steps"
 
@@ -156,13 +160,11 @@ def _finished(folder: str, teacher: Denoiser) -> Denoiser:
     """The students in a folder.
 
     Raises:
-        ValueError: a teacher is there, or students that make other images, are guided or come from another teacher.
+        ValueError: a teacher is there, or students that make other images or come from another teacher.
     """
     student = load(folder, device=teacher.device)
     if student.valid_steps is None:
         raise ValueError(f"{folder} holds a teacher; name the folder of a finished `progdistill distill`")
-    if student.guidance_range is not None:
-        raise ValueError(f"{folder} holds students that are guided, but the comparison is without guidance")
     if student.sample_shape != teacher.sample_shape or student.num_classes != teacher.num_classes:
         raise ValueError(f"{folder} holds students that make other images than this teacher; distil this one")
     try:

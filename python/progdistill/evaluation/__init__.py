@@ -5,7 +5,12 @@ from progdistill.evaluation.compare_conversion import ConversionComparison, comp
 from progdistill.evaluation.compare_round import RoundComparison, any_steps, compare_round
 from progdistill.evaluation.compare_trajectory import TrajectoryComparison, compare_trajectory
 from progdistill.evaluation.quality import Quality, QualityMeter, features_of_seeds
-from progdistill.evaluation.reference import add_dataset, measure_dataset, reference_statistics
+from progdistill.evaluation.reference import (
+    add_dataset,
+    dataset_fingerprint,
+    measure_dataset,
+    reference_statistics,
+)
 
 __all__ = [
     "ConversionComparison",
@@ -19,6 +24,7 @@ __all__ = [
     "compare_conversion",
     "compare_round",
     "compare_trajectory",
+    "dataset_fingerprint",
     "features_of_seeds",
     "measure_dataset",
     "reference_statistics",

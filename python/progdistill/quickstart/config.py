@@ -13,7 +13,7 @@ class QuickstartConfig:
     """
 
     output_dir: str = "out"
-    """Folder for the teacher, the students, the final model, metrics.json, the picture and report.html."""
+    """Folder for teacher, students, final model, classifier.safetensors, metrics.json, the picture and report.html."""
     rounds: int = 5
     """The teacher's 2 ** rounds steps are halved to 1."""
     teacher_updates: int = 3000

@@ -15,7 +15,7 @@ from progdistill.core.files import write_json_atomic
 from progdistill.core.machine import machine
 from progdistill.data import ImageDataset, open_dataset, to_uint8
 from progdistill.evaluation import Quality, QualityMeter
-from progdistill.metrics import mean_and_standard_error, paired_distance, train_classifier
+from progdistill.metrics import mean_and_standard_error, paired_distance, save_classifier, train_classifier
 from progdistill.quickstart.config import QuickstartConfig
 from progdistill.quickstart.report import write_report
 from progdistill.report import labelled_rows, save_png
@@ -55,6 +55,8 @@ def quickstart(config: QuickstartConfig | None = None, **settings: Any) -> dict[
     say(f"classifier for the distances: {facts['accuracy']:.1%} right on {facts['held_out_size']} held-out images")
 
     teacher, student = _teacher_and_student(config, output)
+    # For later figures in the same features (`compare`, `evaluate --features`).
+    save_classifier(classifier, output / "classifier.safetensors")
     seconds.update(_training_seconds(output))
     say(f"teacher trained in {seconds['train']:.0f} s, distilled in {seconds['distill']:.0f} s; measuring")
 
