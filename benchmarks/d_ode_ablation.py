@@ -116,12 +116,8 @@ def searched(measure: Measure, results: Results) -> None:
             found[strength] = cell["frechet"]["mean"]
         best = min(found, key=found.get)
         for count in arguments.steps:
-            compute = partial(_searched, measure, make(measure.teacher, count, best), count, best)
-            results.cell(f"variants/{name}/{count}", compute)
-
-
-def _searched(measure: Measure, solver: FittedSolver, steps: int, strength: float) -> dict[str, Any]:
-    return {**measure.facts(solver, steps), "strength": strength}
+            solver = make(measure.teacher, count, best)
+            results.cell(f"variants/{name}-{best:g}/{count}", partial(measure.facts, solver, count))
 
 
 def scales(measure: Measure, results: Results) -> None:

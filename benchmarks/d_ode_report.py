@@ -27,6 +27,8 @@ NAMES = {
     "fixed": "Fixed-D-DDIM",
     "la": "LA-DDIM",
 }
+# The settings that hold the numbers tried for those that fit none.
+STRENGTHS = {"fixed": "fixed", "la": "lookahead"}
 TEXT = Path(__file__).parent / "d_ode_page.md"
 Rows = tuple[list[str], list[list[str]]]
 Cells = dict[str, Any]
@@ -36,7 +38,7 @@ def tables(results: dict[str, Any]) -> dict[str, Rows]:
     """Each table's head and rows."""
     cells, settings = results["cells"], results["settings"]
     steps = settings["steps"]
-    found = {"variants": _of_variants(cells, steps), "searched": _of_searches(cells, settings)}
+    found = {"variants": _of_variants(cells, settings), "searched": _of_searches(cells, settings)}
     found["lagging"] = _of_lagging(cells, settings["searched_steps"])
     scales = sorted({*settings["scales"], settings["scale"]})
     head = ["S", *(f"{what}, {n} steps" for n in steps for what in ("Frechet", "error"))]
@@ -45,23 +47,25 @@ def tables(results: dict[str, Any]) -> dict[str, Rows]:
     return found
 
 
-def _of_variants(cells: Cells, steps: list[int]) -> Rows:
-    rows = []
-    for name in NAMES:
-        row = [NAMES[name]]
+def _of_variants(cells: Cells, settings: dict[str, Any]) -> Rows:
+    rows, steps = [], settings["steps"]
+    for name, label in NAMES.items():
+        key, row = name, [label]
+        if name in STRENGTHS:
+            best = min(settings[STRENGTHS[name]], key=lambda k: cells[f"searched/{name}/{k:g}"]["frechet"]["mean"])
+            key, row = f"{name}-{best:g}", [f"{label}, {best:g}"]
         for count in steps:
-            cell = cells[f"variants/{name}/{count}"]
+            cell = cells[f"variants/{key}/{count}"]
             fitted = f" ({cell['fitted_error']:.4f})" if "fitted_error" in cell and name != "ddim" else ""
             row += [_frechet(cell), f"{cell['error']:.4f}{fitted}"]
-            strength = cell.get("strength")
-        rows.append([row[0] + (f", {strength:g}" if strength is not None else ""), *row[1:]])
+        rows.append(row)
     return ["solver", *(f"{what}, {n} steps" for n in steps for what in ("Frechet", "error (fitted)"))], rows
 
 
 def _of_searches(cells: Cells, settings: dict[str, Any]) -> Rows:
     rows = []
-    for name, strengths in (("fixed", settings["fixed"]), ("la", settings["lookahead"])):
-        for strength in strengths:
+    for name, setting in STRENGTHS.items():
+        for strength in settings[setting]:
             cell = cells[f"searched/{name}/{strength:g}"]
             rows.append([NAMES[name], f"{strength:g}", f"{cell['frechet']['mean']:.1f}", f"{cell['error']:.4f}"])
     return ["solver", "number", f"Frechet, {settings['searched_steps']} steps", "error"], rows
@@ -137,10 +141,11 @@ def _search_chart(results: dict[str, Any]) -> str:
     """Figure 8 (b), (c): the distance against the number, and that of solvers without one as level lines."""
     cells, settings = results["cells"], results["settings"]
     series = []
-    for name, strengths in (("fixed", settings["fixed"]), ("la", settings["lookahead"])):
-        values = [cells[f"searched/{name}/{strength:g}"]["frechet"]["mean"] for strength in strengths]
-        series.append(Series(NAMES[name], strengths, values))
-    ends = [min(settings["lookahead"] + settings["fixed"]), max(settings["lookahead"] + settings["fixed"])]
+    for name, setting in STRENGTHS.items():
+        values = [cells[f"searched/{name}/{strength:g}"]["frechet"]["mean"] for strength in settings[setting]]
+        series.append(Series(NAMES[name], settings[setting], values))
+    tried = settings["lookahead"] + settings["fixed"]
+    ends = [min(tried), max(tried)]
     for name in ("ddim", "d_ddim"):
         level = cells[f"variants/{name}/{settings['searched_steps']}"]["frechet"]["mean"]
         series.append(Series(NAMES[name], ends, [level, level]))
