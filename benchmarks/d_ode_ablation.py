@@ -78,6 +78,9 @@ def variants(measure: Measure, results: Results) -> None:
     for steps in measure.arguments.steps:
         for name in ("ddim", *LEAST_SQUARES):
             results.cell(f"variants/{name}/{steps}", partial(_variant, measure, name, steps))
+    steps = measure.arguments.limit_steps
+    limit = chosen_solver(measure.teacher, "ddim", steps)
+    results.cell(f"limit/ddim/{steps}", partial(measure.facts, limit, steps))
 
 
 def lagging(measure: Measure, results: Results) -> None:
@@ -184,9 +187,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--scales", type=int, nargs="*", default=[2, 5, 20, 50])
     made.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 5, 10, 50, 100, 200])
     made.add_argument("--batches", type=int, default=4, help="fits for each of --batch-sizes")
-    made.add_argument("--fixed", type=float, nargs="+", default=[0.2, 0.4, 0.5, 0.6, 0.8, 1.0])
+    made.add_argument("--fixed", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.5])
     made.add_argument("--lookahead", type=float, nargs="+", default=[0.05, 0.1, 0.15, 0.2, 0.3, 0.4])
     made.add_argument("--fine-steps", type=int, default=500)
+    made.add_argument("--limit-steps", type=int, default=64, help="of DDIM, for the distance that is to be reached")
     made.add_argument("--followed", type=int, default=200, help="noises that errors are measured on")
     made.add_argument("--shown-images", type=int, default=64, help="images that the figures are of")
     made.add_argument("--seed", type=int, default=0, help="the teacher's")

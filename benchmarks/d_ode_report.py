@@ -59,6 +59,9 @@ def _of_variants(cells: Cells, settings: dict[str, Any]) -> Rows:
             fitted = f" ({cell['fitted_error']:.4f})" if "fitted_error" in cell and name != "ddim" else ""
             row += [_frechet(cell), f"{cell['error']:.4f}{fitted}"]
         rows.append(row)
+    limit = cells[f"limit/ddim/{settings['limit_steps']}"]
+    rest = [""] * (2 * len(steps) - 2)
+    rows.append([f"DDIM, {settings['limit_steps']} steps", _frechet(limit), f"{limit['error']:.4f}", *rest])
     return ["solver", *(f"{what}, {n} steps" for n in steps for what in ("Frechet", "error (fitted)"))], rows
 
 

@@ -174,7 +174,7 @@ def test_the_command_goes_on_where_it_was(tmp_path, monkeypatch):
     given = ["--output", str(output), "--page", str(page), *sizes.split()]
     d_ode_ablation.main(given)
     found, asked = json.loads(output.read_text()), TinyBench.asked
-    assert str(tmp_path) not in output.read_text() and asked == 12 + 5 + 3 + 4 + 2 + 2
+    assert str(tmp_path) not in output.read_text() and asked == 12 + 1 + 5 + 3 + 4 + 2 + 2
     assert {"variants/fixed-0.2/2", "variants/fixed-0.5/2"} & set(found["cells"])
     assert "D-DDIM-Sep" in page.read_text() and page.read_text().count("<svg") == 8
     d_ode_ablation.main(given)
