@@ -62,9 +62,9 @@ class Measure:
         z, ends = which
         return round(float((solver(self.teacher, z) - ends).double().square().mean().sqrt()), 5)
 
-    def facts(self, solver: Solver | FittedSolver, steps: int, sets: int | None = None) -> dict[str, Any]:
+    def facts(self, solver: Solver | FittedSolver, steps: int) -> dict[str, Any]:
         """Frechet distance and error."""
-        quality = self.bench.distance(self.teacher, steps, sets=sets or self.arguments.sets, solver=solver)
+        quality = self.bench.distance(self.teacher, steps, sets=self.arguments.sets, solver=solver)
         return {"frechet": quality, "error": self.error(solver, self.unseen)}
 
     def fit(self, name: str, steps: int, *, batch_size: int | None = None, seed: int = FITTED_SEED, **settings: Any):
@@ -115,7 +115,7 @@ def searched(measure: Measure, results: Results) -> None:
         found = {}
         for strength in strengths:
             solver = make(measure.teacher, steps, strength)
-            cell = results.cell(f"searched/{name}/{strength:g}", partial(measure.facts, solver, steps, 1))
+            cell = results.cell(f"searched/{name}/{strength:g}", partial(measure.facts, solver, steps))
             found[strength] = cell["frechet"]["mean"]
         best = min(found, key=found.get)
         for count in arguments.steps:
@@ -141,7 +141,7 @@ def _batches(measure: Measure, steps: int, size: int) -> dict[str, Any]:
     found = []
     for batch in range(measure.arguments.batches):
         solver = measure.fit("d_ddim", steps, batch_size=size, seed=FITTED_SEED + batch * size)
-        facts = measure.facts(solver, steps, 1)
+        facts = measure.facts(solver, steps)
         found.append((facts["frechet"]["mean"], facts["error"]))
     spread = {
         name: {"mean": round(statistics.mean(values), 5), "deviation": round(statistics.pstdev(values), 5)}

@@ -70,7 +70,7 @@ def _of_searches(cells: Cells, settings: dict[str, Any]) -> Rows:
     for name, setting in STRENGTHS.items():
         for strength in settings[setting]:
             cell = cells[f"searched/{name}/{strength:g}"]
-            rows.append([NAMES[name], f"{strength:g}", f"{cell['frechet']['mean']:.1f}", f"{cell['error']:.4f}"])
+            rows.append([NAMES[name], f"{strength:g}", _frechet(cell), f"{cell['error']:.4f}"])
     return ["solver", "number", f"Frechet, {settings['searched_steps']} steps", "error"], rows
 
 
