@@ -56,7 +56,7 @@ def _of_variants(cells: Cells, settings: dict[str, Any]) -> Rows:
             key, row = f"{name}-{best:g}", [f"{label}, {best:g}"]
         for count in steps:
             cell = cells[f"variants/{key}/{count}"]
-            fitted = f" ({cell['fitted_error']:.4f})" if "fitted_error" in cell and name != "ddim" else ""
+            fitted = f" ({cell['fitted_error']:.4f})" if "fitted_error" in cell else ""
             row += [_frechet(cell), f"{cell['error']:.4f}{fitted}"]
         rows.append(row)
     limit = cells[f"limit/ddim/{settings['limit_steps']}"]
