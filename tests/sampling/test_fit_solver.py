@@ -1,5 +1,6 @@
 """D-ODE solvers on a Gaussian mixture whose ideal denoiser is known."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -9,7 +10,7 @@ import torch
 
 from analytic import MixtureDenoiser
 from progdistill import fit_solver, sample
-from progdistill.core import EDMSchedule
+from progdistill.core import Condition, EDMSchedule
 from progdistill.sampling import ddim
 from progdistill.sampling.latents import seeded_latents
 from progdistill.sampling.solvers import FittedSolver, chosen_solver, make_grid, solve
@@ -113,15 +114,68 @@ def test_sampling_with_a_fitted_solver(tmp_path):
         sample(COSINE, 4, solver=again)
 
 
+class Guidable(MixtureDenoiser):
+    """Two classes that are Gaussians, and label 2 for none: their mixture."""
+
+    def __init__(self):
+        super().__init__(**MIXTURE)
+        self.classes = [MixtureDenoiser([mean], [std]) for mean, std in ((-0.7, 0.15), (0.4, 0.3))]
+        self.num_classes, self.unconditional_label = 2, 2
+
+    def raw(self, z, phi, cond=None):
+        with_label = torch.stack([model.raw(z, phi) for model in self.classes])
+        out = with_label[cond.class_labels, torch.arange(len(z))]
+        if cond.guidance_scale is None:
+            return out
+        return torch.lerp(super().raw(z, phi), out, cond.guidance_scale.to(z.dtype).reshape(-1, 1, 1, 1))
+
+
+def test_a_guided_teacher_is_fitted_at_its_scale(tmp_path):
+    model, labels, scale = Guidable(), torch.arange(400) % 2, 2.5
+    z = seeded_latents(torch.arange(1000, 1400), model.sample_shape).double()
+    guided = Condition(labels, torch.full((400,), scale))
+    truth = solve(model, z, rk4(torch.linspace(math.pi / 2 - 1e-9, 0, 251, dtype=torch.float64).tolist()), guided)
+    fitted = fit_solver(model, steps=10, guidance_scale=scale)
+    fitted.save(tmp_path / "guided.json")
+    assert FittedSolver.load(tmp_path / "guided.json") == fitted and fitted.guidance_scale == scale
+    unguided = dataclasses.replace(fit_solver(model, steps=10), guidance_scale=scale)
+    plain = chosen_solver(model, "ddim", 10)
+    errors = [float((solver(model, z, guided) - truth).square().mean()) for solver in (fitted, unguided, plain)]
+    assert errors[0] < 0.4 * errors[1] and errors[0] < 0.15 * errors[2]
+
+
+def test_another_guidance_scale_is_refused():
+    model, given = Guidable(), {"output_type": "pt", "class_labels": [0, 1]}
+    guided, plain = fit_solver(model, steps=3, batch_size=4, guidance_scale=2.5), fit_solver(model, steps=3)
+    for solver, scale, said in (
+        (guided, 3.0, "guidance_scale is 3, but the solver was fitted at 2.5"),
+        (guided, [2.5, 1.0], "guidance_scale is 1, but the solver was fitted at 2.5"),
+        (guided, None, "guidance_scale is 1, but the solver was fitted at 2.5"),
+        (plain, 2.5, "fitted at 1, .* fit one with guidance_scale=2.5"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sample(model, 3, solver=solver, guidance_scale=scale, **given)
+    assert sample(model, 3, solver=guided, guidance_scale=2.5, **given).isfinite().all()
+    none, one = (sample(model, 3, solver=plain, guidance_scale=scale, **given) for scale in (None, 1.0))
+    torch.testing.assert_close(none, one, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="cannot be guided"):
+        fit_solver(COSINE, guidance_scale=2.0)
+    with pytest.raises(ValueError, match=r"guidance_scale is 0.5; this model takes 1 \(none\) and above"):
+        fit_solver(model, guidance_scale=0.5)
+
+
 def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "solver.json"
     FittedSolver("ddim", (1.0, 0.5, 0.0), (0.0, 0.4), {"quantity": "x"}).save(path)
     values = json.loads(path.read_text())
     changes = [{"format_version": 2}, {"solver": "euler_a"}, {"kappas": [0.0, None]}, {"phis": 3}, {"more": 1}]
+    changes += [{"guidance_scale": "much"}]
     for change in changes:
         path.write_text(json.dumps({**values, **change}))
         with pytest.raises(ValueError, match=r"solver.json is no fitted solver .*; fit it again"):
             FittedSolver.load(path)
+    path.write_text(json.dumps({name: value for name, value in values.items() if name != "guidance_scale"}))
+    assert FittedSolver.load(path).guidance_scale is None  # files of before there was guidance
     path.write_text("{")
     with pytest.raises(ValueError, match="no fitted solver"):
         FittedSolver.load(path)

@@ -34,10 +34,13 @@ class FitSolverConfig:
     """nested: both solvers meet at equal noise; official: as the authors' code has it."""
     teacher_solver: str | None = None
     """The finer solver; default: itself for iPNDM and DEIS, else ddim."""
+    guidance_scale: float | None = None
+    """Of classifier-free guidance, as diffusers counts it: 1 is none. Images can be sampled at this scale only."""
     seed: int = 0
     """Seed of the first noise."""
     output: str | None = None
-    """The JSON file to write; default: solvers/SOLVER-STEPS.json in the model's folder."""
+    """The JSON file to write; default: solvers/SOLVER-STEPS.json in the model's folder, with guidance
+    SOLVER-STEPS-guidance-SCALE.json."""
     device: str | None = None
     """cpu or cuda; default: cuda if there is one."""
 
@@ -47,11 +50,14 @@ def run(arguments: list[str]) -> None:
     config = parse(FitSolverConfig, arguments, "fit-solver")
     model = load(config.model, device=choose_device(config.device))
     started = time.perf_counter()
-    names = ("solver", "steps", "scale", "batch_size", "grid", "alignment", "teacher_solver", "seed")
+    names = ("solver", "steps", "scale", "batch_size", "grid", "alignment", "teacher_solver", "guidance_scale", "seed")
     fitted = fit_solver(model, **{name: getattr(config, name) for name in names})
     seconds = time.perf_counter() - started
-    path = Path(config.output or Path(config.model) / "solvers" / f"{config.solver}-{config.steps}.json")
+    guided = "" if config.guidance_scale is None else f"-guidance-{config.guidance_scale:g}"
+    path = Path(config.output or Path(config.model) / "solvers" / f"{config.solver}-{config.steps}{guided}.json")
     on_main_process(lambda: fitted.save(path))
-    calls = fitted.network_calls(model)
-    print(f"{config.solver} in {config.steps} steps ({calls} network calls), fitted in {seconds:.1f} s: {path}")
+    calls = f"{fitted.network_calls(model)} network calls"
+    if config.guidance_scale is not None and model.guidance_range is None:
+        calls += ", twice that for the guidance"
+    print(f"{config.solver} in {config.steps} steps ({calls}), fitted in {seconds:.1f} s: {path}")
     print("kappa: " + " ".join(f"{kappa:.3f}" for kappa in fitted.kappas))

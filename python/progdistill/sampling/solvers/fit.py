@@ -17,12 +17,14 @@ from progdistill.core import Condition, Denoiser
 from progdistill.core.fingerprint import model_fingerprint
 from progdistill.core.modes import evaluating
 from progdistill.core.processes import process_count, share_of, sum_over_processes
+from progdistill.sampling.arguments import checked_guidance
 from progdistill.sampling.latents import seeded_latents
 from progdistill.sampling.solvers.fitted import FittedSolver
 from progdistill.sampling.solvers.grids import make_grid
 from progdistill.sampling.solvers.named import solver_stages
 from progdistill.sampling.solvers.prediction import predictions
-from progdistill.sampling.solvers.stages import SolverState, Stage, solve
+from progdistill.sampling.solvers.stages import SolverState, Stage
+from progdistill.sampling.solvers.targets import nested_targets, official_targets
 from progdistill.sampling.solvers.terms import evaluated
 
 Alignment = Literal["nested", "official"]
@@ -39,6 +41,7 @@ def fit_solver(
     grid: str | Sequence[float] | Tensor = "trailing",
     seed: int = 0,
     class_labels: Tensor | None = None,
+    guidance_scale: float | None = None,
     teacher_solver: str | None = None,
     alignment: Alignment = "nested",
     grid_options: Mapping[str, float] | None = None,
@@ -53,6 +56,8 @@ def fit_solver(
         scale: how many steps of the finer solver are in one of this solver's.
         batch_size: noises that are followed (seeds `seed` ...).
         class_labels: (batch_size,) int64 for class-conditional models; default: classes in turn.
+        guidance_scale: of classifier-free guidance, as `sample` takes it; the fitted solver then samples at this scale
+            and no other, for the numbers are those of the guided path. Default: no guidance.
         teacher_solver: the finer solver; default: the same one for iPNDM and DEIS, else "ddim".
         alignment: "nested", the finer grid divides each interval of this solver's, so that both meet at equal noise; or
             "official", as the authors' code has it: the same kind of grid with `scale` times as many steps, whose nodes
@@ -60,7 +65,8 @@ def fit_solver(
         options: keyword arguments of the solver; quantity="eps" is the default for DDIM.
 
     Raises:
-        ValueError: a student; a solver that has nothing to correct; a scale below 2.
+        ValueError: a student; a solver that has nothing to correct; a scale below 2; a guidance scale for a model
+            that takes none, or none for one that must be told.
     """
     if model.valid_steps is not None:
         raise ValueError("the model is a distilled student, which knows no finer steps; fit a solver to its teacher")
@@ -72,16 +78,18 @@ def fit_solver(
     own = share_of(batch_size)
     with evaluating(model), torch.no_grad():
         seeds = torch.arange(seed + own.start, seed + own.stop, device=model.device)
-        z, cond = seeded_latents(seeds, model.sample_shape), _condition(model, class_labels, batch_size, own)
+        z = seeded_latents(seeds, model.sample_shape)
+        cond = _condition(model, class_labels, guidance_scale, batch_size, own)
         if alignment == "nested":
-            targets = _nested_targets(model, z, stages, finer, scale, cond)
+            targets = nested_targets(model, z, stages, finer, scale, cond)
         else:
             teacher_phis = make_grid(model.schedule, scale * steps, grid, **(grid_options or {}))
-            targets = _official_targets(model, z, stages, solver_stages(finer, teacher_phis, model), scale, cond)
+            targets = official_targets(model, z, stages, solver_stages(finer, teacher_phis, model), scale, cond)
         kappas = _fitted(model, z, stages, targets, cond)
     facts = {"teacher_solver": finer, "scale": scale, "batch_size": batch_size, "seed": seed, "alignment": alignment}
     facts |= {"model": model_fingerprint(model), "processes": process_count()}
-    return FittedSolver(solver, tuple(phis.tolist()), tuple(kappas), options, facts)
+    given = None if guidance_scale is None else float(guidance_scale)
+    return FittedSolver(solver, tuple(phis.tolist()), tuple(kappas), options, facts, given)
 
 
 def correctable_stages(model: Denoiser, solver: str, phis: Tensor, **options: Any) -> tuple[list[Stage], dict]:
@@ -116,42 +124,11 @@ def _fitted(
     return kappas
 
 
-def _nested_targets(
-    model: Denoiser, z: Tensor, stages: Sequence[Stage], finer: str, scale: int, cond: Condition | None
-) -> list[Tensor]:
-    """The finer solver's state at each stage's `phi_next`; its grid divides each interval in angles."""
-    nodes = sorted({stages[0].phi, *(stage.phi_next for stage in stages)}, reverse=True)
-    parts = torch.arange(scale, dtype=torch.float64) / scale
-    fine = [low + (high - low) * parts for low, high in zip(nodes[:-1], nodes[1:], strict=True)]
-    phis = torch.cat([*fine, torch.tensor(nodes[-1:], dtype=torch.float64)])
-    path = _path(model, z, solver_stages(finer, phis, model), cond, every=scale)
-    at = dict(zip(nodes, [z, *path], strict=True))
-    return [at[stage.phi_next] for stage in stages]
-
-
-def _official_targets(
-    model: Denoiser, z: Tensor, stages: Sequence[Stage], finer: Sequence[Stage], scale: int, cond: Condition | None
-) -> list[Tensor]:
-    """The finer solver's state after as many of its steps; within a step of several stages, part of the way."""
-    path, targets = _path(model, z, finer, cond, every=1), []
-    first = [number for number, stage in enumerate(stages) if stage.anchor is not None] + [len(stages)]
-    for step, (begin, end) in enumerate(zip(first[:-1], first[1:], strict=True)):
-        for number in range(begin, end):
-            done = step * scale + round(scale * (number - begin + 1) / (end - begin))
-            targets.append(path[done - 1])
-    return targets
-
-
-def _path(model: Denoiser, z: Tensor, stages: Sequence[Stage], cond: Condition | None, every: int) -> list[Tensor]:
-    """The states after every so many stages of a solver with one stage a step."""
-    states: list[Tensor] = []
-    keep = lambda number, state: states.append(state) if (number + 1) % every == 0 else None  # noqa: E731
-    solve(model, z, stages, cond, callback=keep)
-    return states
-
-
-def _condition(model: Denoiser, class_labels: Tensor | None, count: int, own: range) -> Condition | None:
+def _condition(
+    model: Denoiser, class_labels: Tensor | None, guidance_scale: float | None, count: int, own: range
+) -> Condition | None:
+    scales = checked_guidance(guidance_scale, len(own), model)
     if model.num_classes is None:
         return None
     labels = torch.arange(count) % model.num_classes if class_labels is None else class_labels
-    return Condition(labels[own.start : own.stop].to(model.device))
+    return Condition(labels[own.start : own.stop].to(model.device), None if scales is None else scales.to(model.device))

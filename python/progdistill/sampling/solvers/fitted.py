@@ -36,6 +36,8 @@ class FittedSolver:
     """Keyword arguments of the solver."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """JSON-ready facts about how it was fitted."""
+    guidance_scale: float | None = None
+    """The scale of classifier-free guidance that it was fitted at, the only one that it samples at; None: none."""
 
     @property
     def steps(self) -> int:
@@ -59,7 +61,26 @@ class FittedSolver:
     def __call__(
         self, denoiser: Denoiser, z: Tensor, cond: Condition | None = None, *, clip: float | None = None
     ) -> Tensor:
+        """The sample (B, ...) for a state z at the first of `phis`, before it is clamped to the data's range.
+
+        Raises:
+            ValueError: another guidance scale in `cond` than the solver was fitted at; another number of stages than of
+                kappas.
+        """
+        self._check_guidance(denoiser, cond)
         return solve(denoiser, z, self.stages(denoiser), cond, clip=clip, corrections=self.kappas)
+
+    def _check_guidance(self, denoiser: Denoiser, cond: Condition | None) -> None:
+        scales = None if cond is None else cond.guidance_scale
+        if scales is None and denoiser.guidance_range is not None:
+            return  # The network itself says that it must be told one.
+        fitted = 1.0 if self.guidance_scale is None else self.guidance_scale  # 1 is no guidance
+        scales = torch.ones(1) if scales is None else scales.detach().float().cpu().reshape(-1)
+        if len(other := scales[scales != torch.tensor(fitted, dtype=torch.float32)]):
+            raise ValueError(
+                f"guidance_scale is {float(other[0]):g}, but the solver was fitted at {fitted:g}, along whose path its "
+                f"numbers lead (1 is no guidance): sample at {fitted:g}, or fit one with guidance_scale={other[0]:g}"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a JSON file, whole or not at all."""
@@ -81,6 +102,8 @@ class FittedSolver:
                 values[name] = tuple(_finite(name, number) for number in values[name])
             if values["solver"] not in SOLVERS:
                 raise ValueError(f"solver is {values['solver']!r}; known are {', '.join(SOLVERS)}")
+            if (scale := values.get("guidance_scale")) is not None:
+                values["guidance_scale"] = _finite("guidance_scale", scale)
             return cls(**values)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is no fitted solver ({error}); fit it again") from error
