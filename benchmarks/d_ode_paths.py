@@ -12,6 +12,7 @@ from progdistill.core.modes import evaluating
 from progdistill.sampling.latents import seeded_latents
 from progdistill.sampling.solvers import FittedSolver, Solver, chosen_solver, make_grid, solve
 from progdistill.sampling.solvers.prediction import predictions
+from progdistill.sampling.solvers.terms import evaluated
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def correlations(model: Denoiser, *, steps: int, shown: int, count: int, seed: i
 
     def record(z: Tensor, number: int) -> None:
         for name, value in predictions(model, z, float(phis[number]), None, tuple(outputs)).items():
-            outputs[name].append(torch.nn.functional.normalize(value.double().flatten(1), dim=1))
+            outputs[name].append(torch.nn.functional.normalize(evaluated(value, z).double().flatten(1), dim=1))
 
     z = seeded_latents(torch.arange(seed, seed + count), model.sample_shape)
     with evaluating(model):

@@ -29,6 +29,7 @@ from progdistill.sampling.solvers import FittedSolver, Solver, correctable_stage
 from progdistill.sampling.solvers.prediction import predictions
 from progdistill.sampling.solvers.stages import Stage, solve
 from progdistill.sampling.solvers.targets import nested_targets
+from progdistill.sampling.solvers.terms import evaluated
 
 LEAST_SQUARES = ("d_ddim", "two", "differences", "sep", "all")
 
@@ -60,7 +61,8 @@ def fitted_variant(
     with evaluating(model):
         targets = (lagging_targets if lag else nested_targets)(model, z, plain, "ddim", scale)
         for stage, target in zip(plain, targets, strict=True):
-            found = predictions(model, z, stage.phi, None, {"eps", stage.quantity})
+            sums = predictions(model, z, stage.phi, None, {"eps", stage.quantity})
+            found = {quantity: evaluated(terms, z) for quantity, terms in sums.items()}
             outputs = [found["eps"], *outputs]
             (weight,) = stage.result.outputs
             moved = stage.result.anchor * z
