@@ -7,7 +7,11 @@ from torch import Tensor
 
 from progdistill.ops import checks, native, rotation
 from progdistill.ops.backends import choose, declare
-from progdistill.ops.ddim_step_backward import ddim_step_backward_native, ddim_step_backward_reference
+from progdistill.ops.ddim_step_backward import (
+    StepTaken,
+    ddim_step_backward_native,
+    ddim_step_backward_reference,
+)
 from progdistill.ops.layout import dense, interleaved_channels, memory_format, per_sample, split_heads
 from progdistill.ops.names import PREDICTION_TYPES, canonical_prediction_type, heads
 from progdistill.ops.registration import is_plain_call, register
@@ -235,10 +239,10 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor):
     phi, phi_next, *inputs = ctx.saved_tensors
-    native_kernel = ctx.on_cpu_kernel and is_plain_call(grad)
-    gradients = (ddim_step_backward_native if native_kernel else ddim_step_backward_reference)(
-        grad, inputs, (phi, phi_next), ctx.prediction_type, ctx.clip, ctx.out_dtype, ctx.needs_input_grad[:2]
-    )
+    options = ctx.prediction_type, ctx.clip, ctx.out_dtype
+    step = StepTaken(phi, phi_next, inputs, *options, *ctx.needs_input_grad[:2])
+    on_kernel = ctx.on_cpu_kernel and is_plain_call(grad)
+    gradients = (ddim_step_backward_native if on_kernel else ddim_step_backward_reference)(grad, step)
     return *gradients, None, None, None, None, None
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,70 +15,57 @@ from progdistill.ops.names import PREDICTION_TYPES, heads
 Gradients = tuple[Tensor | None, Tensor | None]
 
 
-def ddim_step_backward_reference(
-    grad: Tensor,
-    inputs: tuple[Tensor, Tensor] | None,
-    phis: tuple[Tensor, Tensor],
-    prediction_type: str,
-    clip: float | None,
-    out_dtype: torch.dtype,
-    needed: tuple[bool, bool],
-) -> Gradients:
-    """In plain PyTorch, differentiable again.
+class StepTaken(NamedTuple):
+    """A checked call of `ddim_step`, and which gradients of it are asked for."""
 
-    Args:
-        grad: (B, ...), the gradient for z at phi_next.
-        inputs: z and the network's output; only read with a `clip`.
-        phis: phi and phi_next of a call that has been checked.
-        prediction_type, clip: of that call.
-        out_dtype: of the network's output.
-        needed: whether the gradient for z is asked for, and that for the output.
+    phi: Tensor
+    phi_next: Tensor
+    inputs: Sequence[Tensor]
+    """z and the network's output; only read with a clip."""
+    prediction_type: str
+    clip: float | None
+    out_dtype: torch.dtype
+    """Of the network's output."""
+    for_z: bool
+    for_out: bool
 
-    Returns:
-        Both gradients, None for what is not needed.
+
+def ddim_step_backward_reference(grad: Tensor, step: StepTaken) -> Gradients:
+    """The gradients for z and the output, None for what is not asked for, given that for z at phi_next (B, ...).
+
+    In plain PyTorch, so differentiable again.
     """
-    form = rotation.step_form(prediction_type, *phis)
+    form = rotation.step_form(step.prediction_type, step.phi, step.phi_next)
     through_z = None
-    if clip is None:
+    if step.clip is None:
         upstream, factors = grad, form.direct.output
-        if needed[0]:
+        if step.for_z:
             through_z = per_sample(form.direct.z, grad) * grad
     else:
-        z, out = inputs
-        x = rotation.linear(form.x, z, split_heads(out, heads(prediction_type), z.dtype))
-        upstream, factors = per_sample(form.x_of_clipped, grad) * grad * (x.abs() <= clip), form.x.output
-        if needed[0]:
+        z, out = step.inputs
+        x = rotation.linear(form.x, z, split_heads(out, heads(step.prediction_type), z.dtype))
+        upstream, factors = per_sample(form.x_of_clipped, grad) * grad * (x.abs() <= step.clip), form.x.output
+        if step.for_z:
             through_z = per_sample(form.z_of_clipped, grad) * grad + per_sample(form.x.z, grad) * upstream
-    if not needed[1]:
+    if not step.for_out:
         return through_z, None
-    return through_z, torch.cat([per_sample(c, grad) * upstream for c in factors], dim=1).to(out_dtype)
+    return through_z, torch.cat([per_sample(c, grad) * upstream for c in factors], dim=1).to(step.out_dtype)
 
 
-def ddim_step_backward_native(
-    grad: Tensor,
-    inputs: tuple[Tensor, Tensor] | None,
-    phis: tuple[Tensor, Tensor],
-    prediction_type: str,
-    clip: float | None,
-    out_dtype: torch.dtype,
-    needed: tuple[bool, bool],
-) -> Gradients:
+def ddim_step_backward_native(grad: Tensor, step: StepTaken) -> Gradients:
     """The same by the C++ kernel, for CPU tensors."""
     format = memory_format(grad)
     grad = dense(grad, format)
-    shape = (len(grad), heads(prediction_type) * grad.shape[1], *grad.shape[2:])
-    through_z = torch.empty_like(grad, memory_format=format) if needed[0] else None
-    through_out = torch.empty(shape, dtype=out_dtype, memory_format=format) if needed[1] else None
-    z, out = (None, None) if clip is None else (native.view(dense(tensor, format)) for tensor in inputs)
+    shape = (len(grad), heads(step.prediction_type) * grad.shape[1], *grad.shape[2:])
+    through_z = torch.empty_like(grad, memory_format=format) if step.for_z else None
+    through_out = torch.empty(shape, dtype=step.out_dtype, memory_format=format) if step.for_out else None
+    images = [None, None] if step.clip is None else [dense(tensor, format) for tensor in step.inputs]
     native._C.ddim_step_backward(
-        None if through_z is None else native.view(through_z),
-        None if through_out is None else native.view(through_out),
-        native.view(grad),
-        z,
-        out,
-        *(native.view(phi.contiguous()) for phi in phis),
-        PREDICTION_TYPES.index(prediction_type),
-        clip,
+        *(None if tensor is None else native.view(tensor) for tensor in (through_z, through_out, grad, *images)),
+        native.view(step.phi.contiguous()),
+        native.view(step.phi_next.contiguous()),
+        PREDICTION_TYPES.index(step.prediction_type),
+        step.clip,
         native.run(grad),
     )
     return through_z, through_out
