@@ -6,7 +6,8 @@ Each cell `student/...` is a student of `--student-steps` network calls with one
 and its sub-steps K, the analytic first step, where the grid is and ends, the loss, where a step starts. It has the
 Frechet distances (the quickstart's measure, see `ablation.py`) of the student and of the trajectory that it followed,
 and its paired distances (of 256 images) from that trajectory, before and after, and from the teacher's ODE in 64 steps.
-The cells `timestamp/...` train at one step of four only (or at none, or at all): does that help at the others?
+The cells `timestamp/...` (equal times) and `timestamp-polynomial/...` (the paper's grid, sigma from 80 to 0.002) train
+at one step of four only, or at none, or at all: does that help at the others?
 
 Each seed has its own teacher. A cell that is in the output already is not computed again. `sfd_ablation_report.py`
 makes the page; --report does it at the end.
@@ -37,7 +38,7 @@ from progdistill.sampling.ddim import scaled
 from progdistill.sampling.latents import seeded_latents
 from progdistill.sampling.solvers import chosen_solver
 from progdistill.training import TrajectoryConfig
-from progdistill.training.trajectory_grid import FollowedPath, followed_path
+from progdistill.training.trajectory_grid import FollowedPath, followed_path, teacher_angles
 from sfd_ablation_report import page
 from sfd_ablation_steps import distances_along, distances_of_one_step, fine_tuned, path_along
 
@@ -59,6 +60,7 @@ TIME_ENDS = (0.004, 0.03)
 STUDENT = {"learning_rate": 1e-3, "train_batch_size": 32}
 QUIET = {"device": "cpu", "progress": False, "logging_steps": 100}
 TIMESTAMPS = 4
+GRIDS = {"timestamp": {}, "timestamp-polynomial": {**EDM_LIKE, "sigma_min": 0.002}}
 STRIDE = 4
 COMPARED = 256
 
@@ -127,23 +129,23 @@ class SeedBench:
             "to_solution": _rounded(to_solution),
         }
 
-    def timestamps(self, trained: Sequence[int]) -> dict[str, Any]:
+    def timestamps(self, grid: dict[str, Any], trained: Sequence[int]) -> dict[str, Any]:
         """Distances of a student trained at these of four steps, each started on the teacher's trajectory.
 
         `along`: of its own trajectory from the teacher's, after each of the four steps. `one_step`: of one step that
-        starts on the teacher's trajectory and is as long as a trained one, at each of the teacher's `times` that
-        leave room for it: the trained times are every fourth of them.
+        starts on the teacher's trajectory, at each of the teacher's `times` (of the schedule), and goes on to the
+        fourth one after: the trained times are every fourth of them.
         """
-        config = TrajectoryConfig(output_dir="", analytic_first_step=False, teacher_substeps=STRIDE)
+        config = TrajectoryConfig(output_dir="", **NO_ANALYTIC, teacher_substeps=STRIDE, **grid)
         path = followed_path(self.teacher, TIMESTAMPS, config)
         student = fine_tuned(self.teacher, path, trained=set(trained), start="teacher", **self.training)
-        angles = self.teacher.schedule.grid(TIMESTAMPS * STRIDE)
+        angles = teacher_angles(self.teacher.schedule, TIMESTAMPS, config)
         fine = path_along(self.teacher, angles, 1, config)
         z = seeded_latents(torch.arange(COMPARED), self.teacher.sample_shape)
         one_step = distances_of_one_step(student, self.teacher, fine, STRIDE, z)
-        times = torch.linspace(1.0, 0.0, len(angles))[: len(one_step)]
+        times = [round(time, 6) for time in self.teacher.schedule.time(angles).tolist()[: len(one_step)]]
         along = distances_along(student, self.teacher, path, z)
-        return {"trained": list(trained), "times": times.tolist(), "one_step": one_step, "along": along}
+        return {"trained": list(trained), "times": times, "one_step": one_step, "along": along}
 
     def cells(self, results: Results) -> None:
         """Computes what is missing."""
@@ -155,7 +157,11 @@ class SeedBench:
             )
         every = range(TIMESTAMPS)
         trained_at = {"none": [], **{str(n): [n] for n in every}, "all": list(every)}
-        cells = {f"timestamp/{name}": partial(self.timestamps, trained) for name, trained in trained_at.items()}
+        cells = {
+            f"{where}/{name}": partial(self.timestamps, grid, trained)
+            for where, grid in GRIDS.items()
+            for name, trained in trained_at.items()
+        }
         cells |= {f"student/{name}": partial(self.student, name) for name in VARIANTS}
         cells["student/start/teacher"] = self.on_teachers_states
         cells |= {f"student/time-end/{end}": partial(self.to_time, end) for end in TIME_ENDS}

@@ -55,6 +55,7 @@ GROUPS = (
     Group("The end of the schedule's own times", "time-end/", base="0", numeric=True),
     Group("Where a step starts", "start/"),
 )
+GRIDS = {"timestamp": "equal times", "timestamp-polynomial": "a polynomial grid, sigma from 80 to 0.002"}
 
 
 def by_seed(cells: Cells, name: str) -> dict[int, Any]:
@@ -160,50 +161,48 @@ def overview_chart(cells: Cells) -> str:
     )
 
 
-def trained_at(cell: dict[str, Any], stride: int = 4) -> str:
+def trained_at(cell: dict[str, Any]) -> str:
     """ "t = 0.75", for the step that starts there."""
-    times = [f"{cell['times'][stride * step]:g}" for step in cell["trained"]]
+    stride = (len(cell["times"]) - 1) // (len(cell["along"]) - 1)
+    times = [f"{cell['times'][stride * step]:.3g}" for step in cell["trained"]]
     return f"trained at t = {', '.join(times)}" if times else "before"
 
 
-def timestamp_rows(cells: Cells, key: str, columns: Sequence[int]) -> list[list[str]]:
+def timestamp_rows(cells: Cells, where: str, key: str, columns: Sequence[int]) -> list[list[str]]:
     """Distances times 1000, a row for each way of training; seeds parted by " / "."""
     rows = []
-    for name, found in cells_of(cells, "timestamp").items():
-        own = by_seed(cells, f"timestamp/{name}").values()
+    for name, found in cells_of(cells, where).items():
+        own = by_seed(cells, f"{where}/{name}").values()
         figures = [" / ".join(f"{1e3 * cell[key][column]:.0f}" for cell in own) for column in columns]
         rows.append([trained_at(found[0]), *figures])
     return rows
 
 
-def timestamp_chart(cells: Cells) -> str:
+def timestamp_chart(cells: Cells, where: str, title: str) -> str:
     """Distance after one step against where it starts, before and after training; bars span the training seeds."""
     series = []
-    for found in cells_of(cells, "timestamp").values():
+    for found in cells_of(cells, where).values():
         columns = list(zip(*(cell["one_step"] for cell in found), strict=True))
         means = [statistics.mean(column) for column in columns]
         halves = [(max(column) - min(column)) / 2 for column in columns]
         series.append(Series(trained_at(found[0]), found[0]["times"], means, halves if len(found) > 1 else None))
     return line_chart(
         series,
-        title="One step of 1/4 from the teacher's trajectory",
+        title=f"One step from the teacher's trajectory: {title}",
         x_label="time t at which the step starts (1: noise)",
         y_label="distance from the teacher's state",
         log_y=True,
     )
 
 
-def timestamp_tables(cells: Cells) -> list[tuple[list[str], list[list[str]]]]:
+def timestamp_tables(cells: Cells, where: str) -> list[tuple[list[str], list[list[str]]]]:
     """(head, rows) of both tables: one step, and along the student's own trajectory."""
-    found = cells_of(cells, "timestamp")
-    if not found:
-        return []
-    times = next(iter(found.values()))[0]["times"]
-    columns = range(0, len(times), 2)
-    along = range(len(next(iter(found.values()))[0]["along"]))
+    first = next(iter(cells_of(cells, where).values()))[0]
+    columns, along = range(0, len(first["times"]), 2), range(len(first["along"]))
+    times = [f"{first['times'][n]:.3g}" for n in columns]
     return [
-        (["one step from t", *(f"{times[n]:g}" for n in columns)], timestamp_rows(cells, "one_step", columns)),
-        (["own trajectory, after step", *(str(n + 1) for n in along)], timestamp_rows(cells, "along", along)),
+        (["one step from t", *times], timestamp_rows(cells, where, "one_step", columns)),
+        (["own trajectory, after step", *(str(n + 1) for n in along)], timestamp_rows(cells, where, "along", along)),
     ]
 
 
@@ -222,7 +221,9 @@ def markdown(results: dict[str, Any]) -> str:
     for group in GROUPS:
         if rows := student_rows(cells, group):
             parts += [f"{group.title}:", table(list(HEAD), rows)]
-    parts += [table(*both) for both in timestamp_tables(cells)]
+    for where, title in GRIDS.items():
+        if cells_of(cells, where):
+            parts += [f"{title}:", *(table(*both) for both in timestamp_tables(cells, where))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -248,13 +249,16 @@ def page(results: dict[str, Any]) -> str:
             sections.append(
                 Section(group.title, [Svg(group_chart(cells, group)), *blocks] if group.numeric else blocks)
             )
-    if tables := timestamp_tables(cells):
-        text = (
-            "Four steps of 1/4, each trained from the teacher's states: at one of them only, at all, or at none. Times "
-            "that are no multiple of 1/4 nobody was trained at. Distances in the tables are times 1000."
-        )
-        blocks = [Table(rows, head) for head, rows in tables]
-        sections.append(Section("Matching at untrained timestamps", [text, Svg(timestamp_chart(cells)), *blocks]))
+    text = (
+        "Four steps, each trained from the teacher's states: at one of them only, at all, or at none. One step starts "
+        "on the teacher's trajectory, at every time from which the teacher goes on to the same share of the grid. "
+        "Every other column of the table is a time that nobody was trained at. Distances in the tables are times 1000."
+    )
+    for where, title in GRIDS.items():
+        if cells_of(cells, where):
+            tables = [Table(rows, head) for head, rows in timestamp_tables(cells, where)]
+            chart = Svg(timestamp_chart(cells, where, title))
+            sections.append(Section(f"Matching at untrained timestamps: {title}", [text, chart, *tables]))
     return html_page("SFD on the digits: ablations", sections)
 
 

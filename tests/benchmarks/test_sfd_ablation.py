@@ -93,7 +93,8 @@ def test_cells_are_computed_once_and_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sfd_ablation.STUDENT, "train_batch_size", 4)
     output, report = tmp_path / "found.json", tmp_path / "page.html"
     words = ["--output", str(output), "--models", str(tmp_path / "models"), "--report", str(report)]
-    words += ["--teacher-updates", "2", "--images", "8", "--only", "student/default", "student/substeps/2", "timestamp"]
+    words += ["--teacher-updates", "2", "--images", "8", "--only", "student/default", "student/substeps/2"]
+    words += ["timestamp/", "timestamp-polynomial/2"]
     sfd_ablation.main([*words, "--iterations", "1"])
     written, shown = output.read_bytes(), report.read_text()
     cells = json.loads(written)["cells"]
@@ -103,6 +104,9 @@ def test_cells_are_computed_once_and_shown(tmp_path, monkeypatch, capsys):
         figures = [f"{cell[key]['mean']:.1f} ± {cell[key]['deviation']:.1f}" for key in FIGURES if key in cell]
         figures += [f"{1e3 * distance:.0f}" for distance in cell.get("along", [])]
         assert figures and all(f">{figure}<" in shown for figure in figures), name
+    edm = cells["timestamp-polynomial/2/0"]["times"]
+    sigmas = [math.tan(math.pi / 2 * time) for time in edm[::4]]
+    assert sigmas == pytest.approx([80, 17.5278, 2.5152, 0.1698], rel=2e-3)  # of rho 7 and sigma_min 0.002
     # A student's settings are those of its cell, and what it follows is measured as it is followed.
     default, coarse = (cells[f"student/{name}/0"] for name in ("default", "substeps/2"))
     assert (default["teacher_calls"], coarse["teacher_calls"], coarse["network_calls"]) == (12, 6, 2)
