@@ -102,7 +102,7 @@ def test_cells_are_computed_once_and_shown(tmp_path, monkeypatch, capsys):
     assert str(tmp_path) not in written.decode() and "src=" not in shown and "href=" not in shown
     for name, cell in cells.items():
         figures = [f"{cell[key]['mean']:.1f} ± {cell[key]['deviation']:.1f}" for key in FIGURES if key in cell]
-        figures += [f"{1e3 * distance:.0f}" for distance in cell.get("along", [])]
+        figures += [f"{1e3 * distance:.3g}" for distance in cell.get("along", [])]
         assert figures and all(f">{figure}<" in shown for figure in figures), name
     edm = cells["timestamp-polynomial/2/0"]["times"]
     sigmas = [math.tan(math.pi / 2 * time) for time in edm[::4]]
