@@ -137,6 +137,7 @@ def test_the_second_stage_follows_a_students_own_steps(tmp_path):
     assert (own - target).square().mean() < 0.8 * (before - target).square().mean()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
 def test_a_perceptual_network_is_a_file_that_a_resumed_run_must_share(tmp_path):
     teacher, script = unet(), tmp_path / "features.pt"
     options = {"steps": 1, "iterations": 1, "learning_rate": 1e-3, "perceptual": str(script)}
