@@ -1,5 +1,6 @@
 """benchmarks/sfd_ablation*.py: steps against the literal formula, the same training made twice, cells and the page."""
 
+import itertools
 import json
 import math
 from functools import partial
@@ -22,6 +23,7 @@ TRAINING = {"learning_rate": 1e-3, "train_batch_size": 8, "seed": 0}
 Z = seeded_latents(torch.arange(16), (1, 8, 8))
 FOUR = TrajectoryConfig(output_dir="", analytic_first_step=False, teacher_solver="ddim", teacher_substeps=2)
 FIGURES = ("frechet", "frechet_followed")
+DISTANCES = ("to_followed_before", "to_followed", "to_solution")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,27 @@ def test_the_loop_written_out_is_finetune_trajectory(teacher, tmp_path):
         fine_tuned(teacher, path, iterations=1, start="elsewhere", **TRAINING)
 
 
+def shown_figures(results):
+    """Each figure of each cell is in the page: no two of them are equal here."""
+    numbers, expected = itertools.count(1001), []
+    for cell in results["cells"].values():
+        for key in FIGURES:
+            if key in cell:
+                cell[key] |= {"mean": next(numbers), "deviation": next(numbers)}
+                expected.append(f"{cell[key]['mean']:.1f} ± {cell[key]['deviation']:.1f}")
+        for key in DISTANCES:
+            if key in cell:
+                cell[key][0] = next(numbers) / 1000
+                expected.append(f"{cell[key][0]:.3f}")
+        for key in ("along", "one_step"):
+            if key in cell:
+                cell[key] = [next(numbers) / 1e6 for _ in cell[key]]
+                shown = cell[key] if key == "along" else cell[key][::2]
+                expected += [f"{1e3 * distance:.3g}" for distance in shown]
+    text = page(results)
+    assert len(expected) > 80 and [figure for figure in expected if f">{figure}<" not in text] == []
+
+
 def test_cells_are_computed_once_and_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "train_classifier", partial(train_classifier, max_updates=2))
     monkeypatch.setattr(sfd_ablation, "COMPARED", 8)
@@ -97,13 +120,12 @@ def test_cells_are_computed_once_and_shown(tmp_path, monkeypatch, capsys):
     words += ["timestamp/", "timestamp-polynomial/2"]
     sfd_ablation.main([*words, "--iterations", "1"])
     written, shown = output.read_bytes(), report.read_text()
-    cells = json.loads(written)["cells"]
+    results = json.loads(written)
+    cells = results["cells"]
+    assert shown == page(results)
     assert {f"timestamp/{name}/0" for name in ("none", "0", "1", "2", "3", "all")} < set(cells)
     assert str(tmp_path) not in written.decode() and "src=" not in shown and "href=" not in shown
-    for name, cell in cells.items():
-        figures = [f"{cell[key]['mean']:.1f} ± {cell[key]['deviation']:.1f}" for key in FIGURES if key in cell]
-        figures += [f"{1e3 * distance:.3g}" for distance in cell.get("along", [])]
-        assert figures and all(f">{figure}<" in shown for figure in figures), name
+    shown_figures(results)
     edm = cells["timestamp-polynomial/2/0"]["times"]
     sigmas = [math.tan(math.pi / 2 * time) for time in edm[::4]]
     assert sigmas == pytest.approx([80, 17.5278, 2.5152, 0.1698], rel=2e-3)  # of rho 7 and sigma_min 0.002
