@@ -68,11 +68,12 @@ class Bench:
         self.dataset = open_dataset("digits")
         self.classifier, _ = train_classifier(self.dataset.images(), self.dataset.labels, data_name="digits")
 
-    def distance(self, model, steps: int, *, sets: int = 3, **options: Any) -> dict[str, float]:
-        """Mean and deviation over sets of image seeds."""
+    def distance(self, model, steps: int, *, sets: int = 3, **options: Any) -> dict[str, Any]:
+        """Mean and deviation over sets of image seeds, and the sets' values: those of two models are of equal seeds."""
         meter = QualityMeter(self.classifier, self.dataset, num_images=self.arguments.images, seeds=sets)
         quality = meter.measure(model, steps, **options)
-        return {"mean": round(quality.mean, 3), "deviation": round(quality.deviation, 3)}
+        values = [round(value, 3) for value in quality.values]
+        return {"mean": round(quality.mean, 3), "deviation": round(quality.deviation, 3), "values": values}
 
     def teacher(self, seed: int, prediction_type: str = "v_prediction", weighting: str = "truncated_snr", **settings):
         """A trained teacher."""

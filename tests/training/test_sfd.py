@@ -16,6 +16,7 @@ from progdistill.training import TrajectoryConfig
 from progdistill.training.batches import Batch
 from progdistill.training.noise_batches import NoiseBatches
 from progdistill.training.optimizer import learning_rate
+from progdistill.training.perceptual_distance import PerceptualDistance
 from progdistill.training.trajectory_grid import FollowedPath, followed_path, student_plan, teacher_angles
 from progdistill.training.trajectory_objective import TrajectoryObjective
 
@@ -263,3 +264,66 @@ def test_a_network_for_several_step_counts_is_told_which():
         torch.testing.assert_close(got.pred, state)
     with pytest.raises(ValueError, match="is told the number of steps"):
         student.raw(z, torch.ones(4, dtype=torch.float64))
+
+
+class Features(nn.Module):
+    """Two features of an image that are no sums over its pixels alone."""
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        return torch.stack([flat.square().mean(1), (flat[:, 0] - 0.5 * flat[:, 1]).sin()], dim=1)
+
+
+@pytest.mark.parametrize("loss_type", ["l1", "l2"])
+def test_a_perceptual_distance_is_added_where_the_last_step_ends(loss_type):
+    schedule = EDMSchedule()
+    teacher = MixtureDenoiser([-0.6, 0.5], [0.2, 0.3], sample_shape=SHAPE, schedule=schedule)
+    student = Denoiser(Affine(), sample_shape=SHAPE, schedule=schedule, time_map=TimeMap(schedule))
+    settings = config(steps=2, sigma_min=0.3)  # so that states are no images yet
+    path = followed_path(teacher, 2, settings)
+    perceptual = PerceptualDistance(Features(), weight=0.7, sample_shape=SHAPE, device=torch.device("cpu"))
+    with_it = TrajectoryObjective(teacher, [path], loss_type=loss_type, perceptual=perceptual)
+    without = TrajectoryObjective(teacher, [path], loss_type=loss_type)
+    seeds = torch.arange(5)
+    target = solve(teacher, normal(seeds, 0, Stream.LATENT, SHAPE), path.solver.stages).double()
+    for update in range(2):
+        got, plain = (o(student, Batch(None, seeds, update, None), 0.2) for o in (with_it, without))
+        moved = got.pred.detach().double().requires_grad_(True)
+        if update == 0:
+            assert torch.equal(got.grad, plain.grad) and torch.equal(got.loss, plain.loss)
+            continue
+        images, wanted = moved / math.cos(path.plan.phis[-1]), target / math.cos(path.plan.phis[-1])
+        distance = 0.7 * (Features()(images) - Features()(wanted)).square().sum(1)
+        (0.2 * distance.sum()).backward()
+        assert distance.min() > 1e-4
+        torch.testing.assert_close((got.loss - plain.loss).double(), distance.detach(), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close((got.grad - plain.grad).double(), moved.grad, rtol=1e-3, atol=1e-6)
+
+
+class Fails(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images):
+        return self.answer(images)
+
+
+@pytest.mark.parametrize(
+    "answer, message",
+    [
+        (lambda images: images.detach(), "gradients go through"),
+        (lambda images: images.reshape(18, 1), "features for 18 images of 2"),
+        (lambda images: (images, images), "float images"),
+        (lambda images: images.to(torch.uint8), "float images"),
+    ],
+)
+def test_networks_that_are_no_perceptual_ones(answer, message):
+    with pytest.raises(ValueError, match=message):
+        PerceptualDistance(Fails(answer), weight=1.0, sample_shape=SHAPE, device=torch.device("cpu"))
+
+
+def test_settings_of_a_perceptual_distance():
+    for settings in ({"perceptual": "weights.bin"}, {"perceptual": "lpips.pt", "perceptual_weight": 0.0}):
+        with pytest.raises(ValueError, match="TorchScript file"):
+            config(**settings)

@@ -137,6 +137,22 @@ def test_the_second_stage_follows_a_students_own_steps(tmp_path):
     assert (own - target).square().mean() < 0.8 * (before - target).square().mean()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
+def test_a_perceptual_network_is_a_file_that_a_resumed_run_must_share(tmp_path):
+    teacher, script = unet(), tmp_path / "features.pt"
+    options = {"steps": 1, "iterations": 1, "learning_rate": 1e-3, "perceptual": str(script)}
+    with pytest.raises(FileNotFoundError, match="features.pt"):
+        quick(teacher, tmp_path / "run", **options)
+    torch.jit.trace(nn.Conv2d(1, 4, 3), torch.zeros(2, 1, 8, 8)).save(script)
+    student = quick(teacher, tmp_path / "run", **options, perceptual_weight=5.0)
+    assert student.provenance["perceptual_weight"] == 5.0
+    plain = quick(teacher, tmp_path / "plain", steps=1, iterations=1, learning_rate=1e-3)
+    assert not torch.equal(weights(student), weights(plain)) and "perceptual_weight" not in plain.provenance
+    torch.jit.trace(nn.Conv2d(1, 4, 5), torch.zeros(2, 1, 8, 8)).save(script)
+    with pytest.raises(ValueError, match="perceptual"):
+        quick(teacher, tmp_path / "run", **options, perceptual_weight=5.0)
+
+
 def test_one_model_for_several_step_counts(tmp_path):
     teacher = unet()
     student = quick(teacher, tmp_path / "v", steps=(3, 2, 5), iterations=6)

@@ -10,6 +10,7 @@ from typing import Any
 from progdistill.core import Denoiser
 from progdistill.core.processes import join_processes, on_main_process
 from progdistill.evaluation import compare_trajectory
+from progdistill.metrics import open_features
 from progdistill.training.comparison_grid import save_comparison_grid
 from progdistill.training.compute_network import computing_teacher
 from progdistill.training.device import choose_device
@@ -17,6 +18,7 @@ from progdistill.training.few_step_student import few_step_student
 from progdistill.training.keep import is_kept, keep, recall
 from progdistill.training.loop import Round, RoundResult, run_round
 from progdistill.training.noise_batches import NoiseBatches
+from progdistill.training.perceptual_distance import PerceptualDistance
 from progdistill.training.precision import round_precision
 from progdistill.training.progress import Plan
 from progdistill.training.run_folder import RunFolder
@@ -42,12 +44,13 @@ def finetune_trajectory(
 
     Args:
         teacher: a Denoiser, or the folder of one. One that is itself a student is followed in its own steps (the second
-            stage, which makes one step of few; without its LPIPS loss). Classes are drawn at random, at guidance scale
-            1; where the teacher can be guided the student still can be.
+            stage, which makes one step of few; its LPIPS is a file that `perceptual` may name). Classes are drawn at
+            random, at guidance scale 1; where the teacher can be guided the student still can be.
         steps: the student's network calls an image; several make one network for all of them (SFD-v).
         output_dir: where everything goes; the student is kept in output_dir/model.
         config: a TrajectoryConfig instead of keyword settings.
-        settings: fields of `TrajectoryConfig` (iterations, teacher_solver, analytic_first_step, learning_rate, ...).
+        settings: fields of `TrajectoryConfig` (iterations, teacher_solver, analytic_first_step, learning_rate,
+            perceptual, ...).
 
     Returns:
         The student; where its steps are not those of the schedule's grid, they are in its `sampling_plans`, and
@@ -55,6 +58,7 @@ def finetune_trajectory(
 
     Raises:
         ValueError: settings that contradict each other, the teacher, or an earlier run in output_dir.
+        FileNotFoundError: no file at `perceptual`.
     """
     if config is None:
         if steps is not None:
@@ -70,7 +74,7 @@ def finetune_trajectory(
     _check_teacher(teacher)
     task = _Task(teacher, config)
     title = f"Fine-tuning to {task.label} along the trajectory"
-    run = RunFolder(config, "sfd", {"teacher": teacher.provenance}, Plan([config.updates]), title)
+    run = RunFolder(config, "sfd", task.inputs, Plan([config.updates]), title)
     if on_main_process(partial(is_kept, run.model)):
         student = recall(run.model, task.student, config.steps[0])
     else:
@@ -90,6 +94,17 @@ class _Task:
         plans = {steps: path.plan for steps, path in self.paths.items()}
         _check_start(teacher, plans[config.steps[0]].phis[0])
         self.student = few_step_student(teacher, plans, config.seed)
+        self.inputs = {"teacher": teacher.provenance}
+        self.perceptual: PerceptualDistance | None = None
+        if config.perceptual:
+            features = open_features(config.perceptual, device=teacher.device)
+            self.inputs["perceptual"] = features.fingerprint
+            self.perceptual = PerceptualDistance(
+                features,
+                weight=config.perceptual_weight,
+                sample_shape=teacher.sample_shape,
+                device=teacher.device,
+            )
         self.label = f"{', '.join(map(str, config.steps))} steps"
 
     def trained(self, run: RunFolder) -> Denoiser:
@@ -108,6 +123,7 @@ class _Task:
             **facts,
             "precision": result.precision,
             "loss_type": config.loss_type,
+            **({"perceptual_weight": config.perceptual_weight} if self.perceptual else {}),
             **self._teacher_facts(),
             "teacher": self.teacher.provenance,
             **(compared[config.steps[0]] if only else {"by_steps": {str(n): record for n, record in compared.items()}}),
@@ -129,6 +145,7 @@ class _Task:
             list(self.paths.values()),
             loss_type=config.loss_type,
             huber_c=config.huber_c,
+            perceptual=self.perceptual,
         )
         round_ = Round(
             index=0,

@@ -55,6 +55,11 @@ class TrajectoryConfig(LoopConfig, PathConfig):
     ema_decay: float = 0.0
     weighting: str = "constant"
     loss_type: str = "l1"
+    perceptual: str = ""
+    """A TorchScript file, float images in [-1, 1] to features; where the last step ends, the squared distance from the
+    teacher's features is added to the loss (LPIPS in the paper's second stage). It runs as code: one that you trust."""
+    perceptual_weight: float = 1.0
+    """Of that distance, against the loss, which is a mean over pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +76,11 @@ class TrajectoryConfig(LoopConfig, PathConfig):
             raise ValueError(f"unknown grid {self.grid!r}; use one of {', '.join(GRIDS)}")
         if self.teacher_solver not in SOLVERS:
             raise ValueError(f"teacher_solver is {self.teacher_solver!r}; use one of {', '.join(SOLVERS)}")
+        if self.perceptual and (not self.perceptual.endswith((".pt", ".ts")) or not self.perceptual_weight > 0):
+            raise ValueError(
+                f"perceptual is {self.perceptual!r}, perceptual_weight {self.perceptual_weight}; use a TorchScript "
+                "file (.pt or .ts) with a positive weight, or leave it out"
+            )
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(f"sigma_min is {self.sigma_min}, sigma_max {self.sigma_max}; 0 < sigma_min < sigma_max")
         if self.weighting != "constant" or self.random_flip:

@@ -16,6 +16,7 @@ from progdistill.sampling.latents import seeded_latents
 from progdistill.sampling.solvers import solve
 from progdistill.training.batches import Batch
 from progdistill.training.objective import Loss
+from progdistill.training.perceptual_distance import PerceptualDistance
 from progdistill.training.trajectory_grid import FollowedPath
 
 
@@ -46,6 +47,7 @@ class TrajectoryObjective:
         teacher: eval mode, without gradients, at guidance scale 1.
         paths: the student's steps and the teacher's way, for each of the student's step counts.
         loss_type, huber_c: what the loss makes of z_(n+1) - target; as in a run's settings.
+        perceptual: a distance that is added where the last step ends.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class TrajectoryObjective:
         *,
         loss_type: str = "l1",
         huber_c: float = 1e-3,
+        perceptual: PerceptualDistance | None = None,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.loss_type = loss_type
         self.huber_c = huber_c
+        self.perceptual = perceptual
         self._turns = [(path, number) for path in paths for number in range(path.plan.network_calls)]
         self._phis = [path.plan.trained_phis.to(teacher.device) for path in paths for _ in path.plan.trained_phis[1:]]
         self._begun: deque[_InProgress] = deque()
@@ -71,11 +75,15 @@ class TrajectoryObjective:
         pred = student.for_steps(path.plan.network_calls).raw(now.z, phi, batch.cond)
         moved = ddim_step(now.z, pred, phi, phi_next, prediction_type=student.prediction_type)
         now.z = moved.detach()
-        loss, slope = elementwise_loss(now.z - now.targets.pop(0), self.loss_type, self.huber_c)
+        target = now.targets.pop(0)
+        loss, slope = elementwise_loss(now.z - target, self.loss_type, self.huber_c)
+        loss, grad = loss.flatten(1).mean(1), slope * (grad_scale / now.z[0].numel())
         if now.targets:
             self._begun.append(now)
-        elements = now.z[0].numel()
-        return Loss(moved, slope * (grad_scale / elements), loss.flatten(1).mean(1), phi)
+        elif self.perceptual is not None:
+            distance, slope = self.perceptual(now.z, target, path.plan.last_factor)
+            loss, grad = loss + distance, grad + grad_scale * slope
+        return Loss(moved, grad, loss, phi)
 
     def _begin(self, path: FollowedPath, batch: Batch) -> _InProgress:
         z = seeded_latents(batch.seeds, self.teacher.sample_shape)
