@@ -1,4 +1,4 @@
-"""benchmarks/d_ode_ablation.py: the variants against their definitions on a Gaussian mixture, and the command."""
+"""d_ode_ablation.py: the variants against their definitions on a Gaussian mixture, and the command."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""benchmarks/sfd_ablation*.py: steps against the literal formula, the same training made twice, cells and the page."""
+"""sfd_ablation*.py: steps against the literal formula, the same training made twice, cells and the page."""
 
 import itertools
 import json

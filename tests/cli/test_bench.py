@@ -57,7 +57,7 @@ def test_runs_one_with_the_progdistill_that_runs_this(checkout, monkeypatch, tmp
 
 def test_unknown_names_list_the_known(capsys):
     assert main(["bench", "kernel"]) == 2
-    assert "no benchmark is named 'kernel'; use one of ablation" in capsys.readouterr().err
+    assert "no benchmark is named 'kernel'; use one of convolutions" in capsys.readouterr().err
 
 
 def test_the_current_directory_serves_without_a_checkout_of_the_package(

@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: progdistill bench NAME [--help] [--options of the benchmark]\n")
         width = max(map(len, known))
-        print("\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in known.items()))
+        print("\n".join(f"  {name:<{width}}  {_purpose(path)}" for name, path in known.items()))
         print(f"\nThey are in {folder}.")
         return
     name, *rest = arguments
@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
     package = str(Path(progdistill.__file__).resolve().parents[1])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, str(folder / f"{name}.py"), *rest], env=environment)
+    done = subprocess.run([sys.executable, str(known[name]), *rest], env=environment)
     if done.returncode:
         raise SystemExit(done.returncode)
 
@@ -65,11 +65,16 @@ def _installed_from() -> Path | None:
     return Path(url2pathname(url.path)) if url is not None and url.scheme == "file" else None
 
 
-def benchmarks(folder: Path) -> dict[str, str]:
-    """Name -> first line of the description, of the files that are programs."""
-    found = {}
-    for path in sorted(folder.glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").split("\n", 1)[0]
-    return found
+def benchmarks(folder: Path) -> dict[str, Path]:
+    """Name -> file, of those that are programs: measurements of speed, then those of quality."""
+    files = [*sorted(folder.glob("*.py")), *sorted(folder.glob("ablations/*.py"))]
+    return {path.stem: path for path in files if _is_program(path)}
+
+
+def _is_program(path: Path) -> bool:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body)
+
+
+def _purpose(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n", 1)[0]

@@ -1,6 +1,6 @@
 """Tables and plots of `d_ode_ablation.py`'s output: a page of the docs, or an HTML page that needs no other file.
 
-    python benchmarks/d_ode_report.py benchmarks/results/d-ode-ablation-digits-cpu.json --docs docs --page d-ode.html
+    python benchmarks/ablations/d_ode_report.py d-ode-ablation-digits.json --docs docs --page d-ode.html
 
 Writes docs/d-ode.md from `d_ode_page.md`, and docs/images/d-ode-*.svg.
 """

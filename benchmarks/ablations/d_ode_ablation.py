@@ -1,6 +1,6 @@
 """The ablations of Kim et al. 2024 (D-ODE solvers) on the digits: variants, scale, batch size, and their figures.
 
-    python benchmarks/d_ode_ablation.py --output d-ode-ablation-digits.json --page d-ode-ablation.html
+    python benchmarks/ablations/d_ode_ablation.py --output d-ode-ablation-digits.json --page d-ode-ablation.html
 
 Everything is fitted to the quickstart's teacher. For each solver stand the Frechet distance (the quickstart's measure,
 see `ablation.py`), the root-mean-square distance from where DDIM in --fine-steps steps ends, on noises that were not

@@ -1,6 +1,6 @@
 """Tables and plots of `ablation.py`'s output, as a page of the docs.
 
-    python benchmarks/ablation_report.py ablation-digits.json --docs docs
+    python benchmarks/ablations/ablation_report.py ablation-digits.json --docs docs
 
 Writes docs/ablation.md and docs/images/ablation-*.svg.
 """

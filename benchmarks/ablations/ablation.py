@@ -1,6 +1,6 @@
 """The ablations of Salimans & Ho 2022 on the digits: Table 1, appendix F and appendix I.
 
-    python benchmarks/ablation.py table1 appendix_f appendix_i --seeds 0 1 --output ablation-digits.json
+    python benchmarks/ablations/ablation.py table1 appendix_f appendix_i --seeds 0 1 --output ablation-digits.json
 
 Table 1: four predictions, three weightings, sampled with DDIM and with the stochastic sampler (gamma 0.5), none of them
 distilled; logSNR from -20 to 20 and x clipped to [-1, 1] at each step, as in the released code: without the first an

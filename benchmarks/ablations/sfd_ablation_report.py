@@ -1,7 +1,7 @@
 """Tables and charts of `sfd_ablation.py`'s output: a self-contained HTML page, or the tables for the docs.
 
-python benchmarks/sfd_ablation_report.py sfd-ablation-digits.json --output sfd-ablation.html
-python benchmarks/sfd_ablation_report.py sfd-ablation-digits.json --markdown
+python benchmarks/ablations/sfd_ablation_report.py sfd-ablation-digits.json --output sfd-ablation.html
+python benchmarks/ablations/sfd_ablation_report.py sfd-ablation-digits.json --markdown
 """
 
 from __future__ import annotations

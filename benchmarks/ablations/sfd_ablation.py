@@ -1,6 +1,6 @@
 """The ablations of Zhou et al. 2024 (SFD, figures 3 to 5) on the digits: what the student's quality hangs on.
 
-    python benchmarks/sfd_ablation.py --seeds 0 1 --output sfd-ablation-digits.json --report sfd-ablation.html
+    python benchmarks/ablations/sfd_ablation.py --seeds 0 1 --output sfd-ablation-digits.json --report sfd-ablation.html
 
 Each cell `student/...` is a student of `--student-steps` network calls with one setting changed: the teacher's solver
 and its sub-steps K, the analytic first step, where the grid is and ends, the loss, where a step starts. It has the
