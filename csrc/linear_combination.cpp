@@ -10,9 +10,18 @@ void linear_combination(
     for_each_block<T>(
         layout, threads, [](int64_t) { return 0; },
         [&](int, const Block& block, Scratch<T>& scratch) {
-          Sum<T> sum(layout, block, scratch);
-          for (const CombinedHead& term : terms) sum.add(term.source, term.head, term.factor);
-          sum.write(destination<T>(result, 0, layout, block, nullptr));  // a state: there is no other place
+          // Side by side: a sum of sums would read the first ones' results again.
+          T* const buffers[] = {scratch.terms[0], scratch.terms[1], scratch.terms[2], scratch.terms[3],
+                                scratch.sum,      scratch.x,        scratch.state,    scratch.excess};
+          static_assert(sizeof(buffers) / sizeof(buffers[0]) == kMaxTerms);
+          Term<T> given[kMaxTerms];
+          int count = 0;
+          for (const CombinedHead& term : terms) {
+            const T* values = read(term.source, term.head, layout, block, buffers[count]);
+            given[count++] = {values, static_cast<T>(term.factor)};
+          }
+          T* to = destination<T>(result, 0, layout, block, nullptr);  // a state: there is no other place
+          typed_loops<T>().combine(to, given, count, block.size);
         });
   });
 }

@@ -68,6 +68,14 @@ void combine(T* dst, const Term<T>* terms, int count, int64_t n) {
       return combine_fixed<3>(dst, terms, n);
     case 4:
       return combine_fixed<4>(dst, terms, n);
+    case 5:
+      return combine_fixed<5>(dst, terms, n);
+    case 6:
+      return combine_fixed<6>(dst, terms, n);
+    case 7:
+      return combine_fixed<7>(dst, terms, n);
+    case 8:
+      return combine_fixed<8>(dst, terms, n);
     default:
       for (int64_t i = 0; i < n; ++i) dst[i] = 0;
   }

@@ -11,7 +11,7 @@
 
 namespace progdistill {
 
-constexpr int kTerms = 4;  // tensors that one pass reads at most
+constexpr int kTerms = 4;  // tensors that a pass which does more than add them reads at most
 
 template <class T>
 struct Term {
@@ -82,7 +82,7 @@ struct ParameterBlock {
 
 template <class T>
 struct TypedLoops {
-  /// dst = sum of coefficient * data over `count` <= kTerms terms; dst may be the data of a term.
+  /// dst = sum of coefficient * data over `count` <= 8 (kMaxTerms, combination.h) terms; dst may be the data of a term.
   void (*combine)(T* dst, const Term<T>* terms, int count, int64_t n);
   /// The step by way of a clipped x, the sum of `count` <= 3 terms; next overlaps nothing.
   void (*clipped_step)(T* next, const Term<T>* terms, int count, const T* state, const ClippedMove<T>& by, int64_t n);
