@@ -96,6 +96,13 @@ PD_INLINE void add_residuals(const Residual<T>& job, int64_t start, int lanes, T
   }
 }
 
+/// The sum of 2 * Half numbers into the first, halves onto halves.
+template <int Half, class T>
+PD_INLINE void fold(T* sums) {
+  for (int lane = 0; lane < Half; ++lane) sums[lane] += sums[lane + Half];
+  if constexpr (Half > 1) fold<Half / 2>(sums);
+}
+
 template <LossType Type, int Heads, int N, bool Grad, class T>
 double residual_fixed(const Residual<T>& given, int64_t n) {
   const Residual<T> job = given;
@@ -103,9 +110,7 @@ double residual_fixed(const Residual<T>& given, int64_t n) {
   int64_t start = 0;
   for (; start + kLanes <= n; start += kLanes) add_residuals<Type, Heads, N, Grad>(job, start, kLanes, sums);
   add_residuals<Type, Heads, N, Grad>(job, start, static_cast<int>(n - start), sums);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
-  }
+  fold<kLanes / 2>(sums);
   return sums[0];
 }
 
