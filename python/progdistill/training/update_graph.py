@@ -140,11 +140,11 @@ class CudaRecorder:
         generator = torch.cuda.default_generators[device.index]
         generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
         # An allocator that waits for the capture's end: until then it gives back nothing that two streams have used.
-        with contextlib.suppress(RuntimeError):  # where only the making of the graph has failed it has ended
+        with contextlib.suppress(RuntimeError):  # it knows if the capture itself was in order (out of memory, say)
             torch._C._cuda_endAllocateToPool(device.index, self._pool)
             torch._C._cuda_releasePool(device.index, self._pool)
-        # That of page-locked memory, too, which cannot be told; it goes on asking the graph, which has to stay.
-        _FAILED.append(graph)
+            # That of page-locked memory cannot be told. It goes on asking this graph, which therefore has to stay.
+            _FAILED.append(graph)
 
 
 def _obstacle(network: nn.Module, device: torch.device, required: bool) -> str | None:
