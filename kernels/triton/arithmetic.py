@@ -19,7 +19,7 @@ def divide(a, b):
 
 
 @triton.jit
-def sigmoid(x, DTYPE: tl.constexpr):
+def sigmoid(x, dtype: tl.constexpr):
     """1 / (1 + exp(-x)) of float32 numbers. For bfloat16 by a quicker division: what it misses is far below its own."""
     below = 1.0 + tl.exp(-x)
-    return 1.0 / below if DTYPE == tl.bfloat16 else divide(1.0, below)
+    return 1.0 / below if dtype == tl.bfloat16 else divide(1.0, below)
