@@ -151,6 +151,8 @@ def test_a_replay_computes_what_the_calls_compute():
 def test_events_see_the_device_and_the_host_clock_does_not():
     a = torch.randn(8192, 8192, device="cuda")
     calls = {"product": lambda: a @ a}
-    device = interleaved(calls, EventClock(), repetitions=3, seconds_per_turn=0.05)["product"]
-    host = interleaved(calls, HostClock("cuda"), repetitions=3, seconds_per_turn=0.05)["product"]
+    # Few calls a turn: a host that launches a thousand waits for the device, whose queue holds no more.
+    options = {"repetitions": 3, "seconds_per_turn": 0.05, "most_calls": 4}
+    device = interleaved(calls, EventClock(), **options)["product"]
+    host = interleaved(calls, HostClock("cuda"), **options)["product"]
     assert min(device) > 5 * min(host)
