@@ -1,5 +1,6 @@
 """`Sampler`: fixed steps, graphs (on a CPU a stand-in that runs the function again), padding, changed weights."""
 
+import contextlib
 import copy
 import dataclasses
 import threading
@@ -48,17 +49,15 @@ class Again:
         type(self).made += 1
 
     def replay(self):
-        return self.result.copy_(self._run())
+        with torch.autocast("cpu", enabled=False):  # a recording does not care
+            return self.result.copy_(self._run())
 
 
 @pytest.fixture
 def graphs_on_cpu(monkeypatch):
     """Samplers made in the test use stand-ins for graphs."""
-    stream = SimpleNamespace(wait_event=lambda event: None)
     monkeypatch.setattr(sampler_module, "CudaGraph", Again)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda stream: None))
+    monkeypatch.setattr(sampler_module, "GraphPool", lambda device: object())
     monkeypatch.setattr(Again, "made", 0)
     plain = Sampler.__init__
 
@@ -181,6 +180,56 @@ def test_a_network_that_cannot_be_captured(graphs_on_cpu, monkeypatch):
     required.cuda_graph = "require"
     with pytest.raises(RuntimeError, match="not permitted"):
         required.generate(torch.arange(3))
+    monkeypatch.setattr(
+        sampler_module, "CudaGraph", lambda run, device, pool: pools.append(pool) or fails(run, device, pool)
+    )
+    pools = []
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not permitted"):
+            required.generate(torch.arange(3))
+    assert pools[0] is not pools[1]  # torch does not record again to a pool that a capture has failed in
+
+
+def test_what_a_caller_is_in_does_not_last(graphs_on_cpu):
+    """Inference mode, whose tensors cannot be written to later; autocast, whose casts of weights do not live long."""
+    model = student()
+    plain = {dtype: Sampler(model, 2, dtype=dtype)(batch_size=3) for dtype in (F32, torch.bfloat16)}
+    for dtype, expected in plain.items():
+        for mode in (torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16)):
+            sampler = Sampler(model, 2, dtype=dtype)
+            with mode:
+                within = Sampler(model, 2, dtype=dtype)
+                assert torch.equal(sampler(batch_size=3), expected) and torch.equal(within(batch_size=3), expected)
+            within.refresh()
+            assert torch.equal(sampler(batch_size=3), expected) and torch.equal(within(batch_size=3), expected)
+    with torch.inference_mode():
+        made = student()
+    for factor in (1.0, 1.2):
+        with torch.inference_mode():
+            made.network.conv_in.weight.mul_(factor)
+        images = sample(made, 2, dtype=torch.bfloat16, output_type="pt", batch_size=3)
+        assert torch.equal(images, plain[torch.bfloat16]) == (factor == 1)
+
+
+def test_calls_on_several_streams_wait_for_one_another(graphs_on_cpu, monkeypatch):
+    """Whatever reads or writes what the calls share, the making of it included."""
+    log, model = [], student()
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda stream: log.append("record")))
+    stream = SimpleNamespace(wait_event=lambda event: log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(Denoiser, "device", property(lambda self: SimpleNamespace(type="cuda")))
+    monkeypatch.setattr(sampler_module, "FixedSteps", lambda *given: program)
+    program = SimpleNamespace(refresh=lambda: log.append("refresh"))
+    monkeypatch.setattr(sampler_module, "_plainly", lambda model: contextlib.nullcontext())
+    sampler = Sampler(model, 2)
+    assert log == ["record"]
+    monkeypatch.setattr(sampler, "_run", lambda *given: log.append("run") or torch.zeros(1))
+    sampler.refresh()
+    sampler.generate(torch.arange(3))
+    monkeypatch.setattr(sampler, "_captured", lambda *given: log.append("capture"))
+    sampler.batch_sizes = (1,)
+    sampler.warmup()
+    assert log[1:] == [step for work in ("refresh", "run", "capture") for step in ("wait", work, "record")]
 
 
 def test_several_threads(graphs_on_cpu):
