@@ -1,6 +1,6 @@
 """`CudaGraph` on stand-ins for torch.cuda: which stream, what is put back after a failure, who waits for whom.
 
-On a GPU: tests/sampling/test_sampler.py.
+On a GPU: test_sampler_on_a_gpu.py.
 """
 
 import contextlib

@@ -1,8 +1,10 @@
-"""`Sampler`: fixed steps, graphs (on a CPU a stand-in that runs the function again), padding, changed weights."""
+"""`Sampler`: fixed steps, graphs (a stand-in that runs the function again), padding, changed weights.
+
+On a GPU: test_sampler_on_a_gpu.py.
+"""
 
 import contextlib
 import copy
-import dataclasses
 import threading
 from types import SimpleNamespace
 
@@ -12,31 +14,12 @@ import torch
 from analytic import MixtureDenoiser
 from progdistill import Sampler
 from progdistill.core import Denoiser
-from progdistill.nets.unet import UNet
 from progdistill.sampling import generate, sample
 from progdistill.sampling import sampler as sampler_module
 from progdistill.sampling.sampler import default_dtype
-from tiny import NETWORK
+from small_students import student
 
 F32 = torch.float32
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
-
-
-def student(seed=0, prediction_type="v_prediction", **changes):
-    """A network whose every weight counts."""
-    torch.manual_seed(seed)
-    config = dataclasses.replace(
-        NETWORK,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        **changes,
-    )
-    network = UNet(config)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    classes = config.num_class_embeds
-    return Denoiser(network, sample_shape=(1, 8, 8), prediction_type=prediction_type, num_classes=classes).eval()
 
 
 class Again:
@@ -290,34 +273,3 @@ def test_a_copy_of_a_model_takes_no_samplers_along():
         twin.network.conv_in.weight.mul_(2)
     changed = sample(twin, 2, dtype=torch.bfloat16, output_type="pt")
     assert not torch.equal(changed, sample(model, 2, dtype=torch.bfloat16, output_type="pt"))
-
-
-@pytest.mark.gpu
-@gpu
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_captured_graphs_against_eager(steps, dtype):
-    model = student().cuda()
-    ready = Sampler(model, steps, batch_sizes=(1, 7, 64), dtype=dtype, cuda_graph="require").warmup()
-    eager = Sampler(model, steps, batch_sizes=(64,), dtype=dtype, cuda_graph=False)
-    tolerance = 1e-5 if dtype == torch.float32 else 0.05
-    for count in (1, 5, 7, 64, 100):
-        got, expected = ready.generate(torch.arange(count)), eager.generate(torch.arange(count))
-        torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
-    one, other = torch.cuda.Stream(), torch.cuda.Stream()
-    with torch.cuda.stream(one):
-        first = ready.generate(torch.arange(64))
-    with torch.cuda.stream(other):
-        second = ready.generate(torch.arange(64) + 64)
-    torch.cuda.synchronize()
-    together = eager.generate(torch.arange(128))
-    torch.testing.assert_close(torch.cat([first, second]), together, rtol=0, atol=tolerance)
-
-
-@pytest.mark.gpu
-@gpu
-def test_sampling_on_a_gpu_equals_sampling_on_the_cpu():
-    model = student()
-    expected = sample(model, 4, batch_size=6, output_type="pt")
-    got = sample(copy.deepcopy(model).cuda(), 4, batch_size=6, output_type="pt", dtype=torch.float32)
-    torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=1e-4)
