@@ -126,6 +126,20 @@ def test_changed_weights(graphs_on_cpu, dtype):
     assert torch.equal(sample(model, 2, batch_size=4, dtype=torch.bfloat16, output_type="pt"), looked)
 
 
+def test_graphs_that_read_the_models_own_weights_go_when_it_gets_others(graphs_on_cpu):
+    for dtype, made in ((F32, 2), (torch.bfloat16, 1)):  # a copy stays where it is
+        model = student()
+        sampler = Sampler(model, 2, batch_sizes=(4,), dtype=dtype)
+        before, Again.made = sampler.generate(torch.arange(4)), 1
+        for parameter in model.parameters():
+            parameter.data = 1.1 * parameter.data
+        sampler.refresh()
+        after = sampler.generate(torch.arange(4))
+        assert Again.made == made and (after - before).abs().max() > 0.01
+        sampler.refresh()
+        assert torch.equal(sampler.generate(torch.arange(4)), after) and Again.made == made
+
+
 def test_bfloat16_is_as_good_as_the_network_in_bfloat16():
     model = student()
     half = model.with_network(copy.deepcopy(model.network).bfloat16())

@@ -105,9 +105,21 @@ class Sampler:
         return self
 
     def refresh(self) -> None:
-        """Takes in the model's weights as they are now. Graphs stay: they read the same memory."""
+        """Takes in the model's weights as they are now.
+
+        Graphs stay, for they read the same memory; but not if they read the model's own, and it has others now.
+        """
         with self._in_turn(), _plainly(self.model):
             self._program.refresh()
+            if any(_places(captured.weights) != _places(self._weights()) for captured in self._graphs.values()):
+                self._graphs.clear()
+                self._pool = None
+
+    def _weights(self) -> list[Tensor]:
+        """What the steps read."""
+        copied = self._program.network is not self.model.network and type(self.model).raw is Denoiser.raw
+        module = self._program.network if copied else self.model
+        return [*module.parameters(), *module.buffers()]
 
     def graph_memory(self) -> int:
         """Bytes that this sampler's graphs have reserved; a graph made later counts with what it needs beyond them."""
@@ -194,7 +206,7 @@ class Sampler:
             if self._pool is None:
                 self._pool = GraphPool(self.model.device)
             with _plainly(self.model):
-                self._graphs[key] = _Captured(self._program, *key, self._pool)
+                self._graphs[key] = _Captured(self._program, self._weights(), *key, self._pool)
         except RuntimeError as error:
             self._pool = None
             if self.cuda_graph in ("require", True):
@@ -211,10 +223,17 @@ class Sampler:
 
 
 class _Captured:
-    """The graph of a batch size, and the memory that it reads its inputs from."""
+    """The graph of a batch size, and the memory that it reads its inputs and weights from."""
 
     def __init__(
-        self, program: FixedSteps, size: int, from_seeds: bool, guided: bool, form: str, pool: GraphPool
+        self,
+        program: FixedSteps,
+        weights: list[Tensor],
+        size: int,
+        from_seeds: bool,
+        guided: bool,
+        form: str,
+        pool: GraphPool,
     ) -> None:
         device = program.device
         self.size = size
@@ -225,7 +244,9 @@ class _Captured:
             self._labels = torch.zeros(size, dtype=torch.int64, device=device)
         self._scales = torch.ones(size, device=device) if guided else None
         constants = program.constants(size)
-        self._constants = constants  # as long as the graph, which reads them
+        # As long as the graph, which reads them, even if the model is given others.
+        self._constants = constants
+        self.weights = [tensor.detach() for tensor in weights]
         inputs = constants, self._start, self._labels, self._scales
         self.graph = CudaGraph(lambda: program.run(*inputs, form), device, pool)
 
@@ -238,6 +259,10 @@ class _Captured:
                 # From page-locked memory the copy may be under way when the caller writes there again.
                 mine[:count].copy_(given, non_blocking=not given.is_pinned())
         return self.graph.replay()[:count].clone()
+
+
+def _places(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 @contextmanager
