@@ -44,12 +44,15 @@ STAGES = (
     ),
     Stage("machine", ("{python}", "{root}/benchmarks/machine.py", "--output", "{results}"), 60),
     Stage("doctor", ("{python}", "-m", "progdistill", "doctor"), 60),
-    Stage("tests", (*PYTEST, "{root}/tests"), 470),
+    # Triton compiles some five hundred variants of its kernels for the operations' tests.
+    Stage("tests", (*PYTEST, "--ignore", "{root}/tests/ops", "{root}/tests"), 470),
+    Stage("tests-ops-cuda", (*PYTEST, "-k", "not triton", "{root}/tests/ops"), 470),
+    Stage("tests-ops-triton", (*PYTEST, "-k", "triton", "{root}/tests/ops"), 470),
     # Without the caching allocator every tensor is an allocation of its own, and a read beyond its end is seen; a graph
     # cannot be captured without it.
     Stage(
         "sanitizer-memcheck",
-        (*SANITIZER, "memcheck", *SUBSET, "-k", "not graph"),
+        (*SANITIZER, "memcheck", *SUBSET, "-k", "not graph and not captured"),
         470,
         needs=("compute-sanitizer",),
         environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},

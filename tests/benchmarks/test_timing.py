@@ -149,9 +149,10 @@ def test_a_replay_computes_what_the_calls_compute():
 @pytest.mark.gpu
 @gpu
 def test_events_see_the_device_and_the_host_clock_does_not():
-    a = torch.randn(4096, 4096, device="cuda")
+    a = torch.randn(8192, 8192, device="cuda")
     calls = {"product": lambda: a @ a}
-    device = interleaved(calls, EventClock(), repetitions=3, seconds_per_turn=0.05)["product"]
-    # A thousand launches that wait for one another would stop the host.
-    host = interleaved(calls, HostClock("cuda"), repetitions=3, seconds_per_turn=0.05, most_calls=50)["product"]
+    # Few calls a turn: a host that launches a thousand waits for the device, whose queue holds no more.
+    options = {"repetitions": 3, "seconds_per_turn": 0.05, "most_calls": 4}
+    device = interleaved(calls, EventClock(), **options)["product"]
+    host = interleaved(calls, HostClock("cuda"), **options)["product"]
     assert min(device) > 5 * min(host)

@@ -84,5 +84,6 @@ def test_no_kernel_converts_a_layout_on_a_gpu():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         twin(sample, 7.0).square().mean().backward()
     names = [event.key for event in profile.key_averages()]
-    assert any("group_norm" in name for name in names)
+    # Of Triton's kernels the names are those of the functions.
+    assert any(re.search("group_norm|^_whole$|^_normalise$", name) for name in names)
     assert not [name for name in names if re.search("nchwToNhwc|nhwcToNchw|convertTensor", name)]

@@ -76,3 +76,10 @@ def test_bad_arguments():
         normal(torch.arange(3), torch.zeros(2), 0, (4,))
     with pytest.raises(ValueError, match="2\\^34"):
         normal(torch.arange(1), 0, 0, (2**20, 2**20))
+
+
+def test_plain_pytorch_copies_nothing_to_a_device():
+    """Numbers beside tensors of a device: "meta" allows what a GPU does, a CPU tensor of no dimension."""
+    seeds, step = torch.zeros(4, dtype=torch.int64, device="meta"), torch.zeros((), dtype=torch.int64, device="meta")
+    for number in (step, step.reshape(1), 3):
+        assert normal(seeds, number, 7, (3, 5, 5), backend="reference").shape == (4, 3, 5, 5)

@@ -150,7 +150,8 @@ def test_a_program_with_a_pickle_is_refused(tmp_path, monkeypatch, member, conte
 
 @gpu
 @pytest.mark.gpu
-def test_a_program_for_a_gpu(tmp_path):
+def test_a_program_for_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     denoiser = model().cuda()
     path = export_program(denoiser, 2, tmp_path / "student.pt2").path
     noise, _ = inputs(denoiser, 3)

@@ -166,6 +166,23 @@ def test_a_host_that_waits_is_not_captured(recorders, tmp_path, monkeypatch):
     assert [recorder.recorded for recorder in recorders] == [0, 0]
 
 
+def test_what_waits_is_told_from_other_warnings(monkeypatch):
+    """Torch warns of the mode in which it warns, too: of that nobody wants to hear."""
+
+    def set_mode(mode):
+        warnings.warn("Synchronization debug mode is a prototype feature and does not yet detect all", stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with warnings.catch_warnings(record=True) as passed_on:
+        warnings.simplefilter("always")
+        with update_graph._waits_of_the_host() as waits:
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+    assert len(waits) == 1 and "test_update_graph.py, line" in waits[0]
+    assert [str(warning.message) for warning in passed_on] == ["something else"]
+
+
 def test_a_read_by_the_host_is_found_when_it_is_recorded(recorders, tmp_path):
     options = {"network": Reading(), "class_conditional": False}
     with pytest.raises(RuntimeError, match="_local_scalar_dense while a graph is recorded"):
@@ -254,3 +271,23 @@ def test_on_a_gpu_a_read_by_the_host_makes_updates_eager(deterministic, tmp_path
     assert torch.equal(weights(eager), weights(fallen_back))
     with pytest.raises(RuntimeError):
         teacher_run(tmp_path / "required", "cuda", network=copies[2], cuda_graph="require", **options)
+
+
+@pytest.mark.gpu
+@gpu
+def test_a_capture_that_failed_leaves_an_allocator_that_frees():
+    recorder = update_graph.CudaRecorder(torch.device("cuda"))
+    with pytest.raises(RuntimeError):
+        recorder.record(lambda: float(torch.ones(1, device="cuda")))
+    side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    with torch.cuda.stream(side):
+        images = torch.empty(2**24, device="cuda")
+    images.record_stream(current)
+    del images
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_stats()["active_bytes.all.current"]
+    torch.empty(1, device="cuda")  # sees what two streams are done with
+    assert torch.cuda.memory_stats()["active_bytes.all.current"] <= held - 2**26
+    x = torch.zeros(1, device="cuda")
+    update_graph.CudaRecorder(torch.device("cuda")).record(lambda: x.add_(torch.rand_like(x).sign())).replay()
+    assert float(x) == 1

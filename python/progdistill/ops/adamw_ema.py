@@ -130,7 +130,9 @@ def adamw_ema_reference(
     dtype, device = params[0].dtype, params[0].device
 
     def double(number: float, tensor: Tensor | None) -> Tensor:
-        return torch.as_tensor(number if tensor is None else tensor, dtype=torch.float64, device=device).reshape(())
+        if tensor is None:
+            return torch.full((), number, dtype=torch.float64, device=device)  # as_tensor would copy, and wait for it
+        return tensor.double().reshape(())
 
     step, lr = double(options.step, options.step_tensor), double(options.lr, options.lr_tensor)
     grads = [grad.to(dtype) for grad in grads]

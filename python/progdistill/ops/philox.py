@@ -29,7 +29,8 @@ def philox_4x32_10(counter: Sequence[Tensor | int], key: Sequence[Tensor | int])
     Returns:
         Four int64 tensors of 32-bit words in [0, 2^32).
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64) for c in counter))
+    # A number becomes a tensor of no dimension on the CPU, which may stand beside those of a GPU: nothing is copied.
+    c0, c1, c2, c3 = (torch.as_tensor(c, dtype=torch.int64) for c in counter)
     k0, k1 = (torch.as_tensor(k, dtype=torch.int64) for k in key)
     for _ in range(10):
         # The 64-bit product may wrap to a negative number; its bits, and so both halves, stay right.

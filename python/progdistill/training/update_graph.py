@@ -16,6 +16,7 @@ from progdistill.sampling.sampler import GraphMode
 
 # cuDNN chooses its algorithms, Triton compiles, libraries make their workspaces, the optimizer its state.
 WARM_UP_UPDATES = 3
+_FAILED: list[torch.cuda.CUDAGraph] = []
 
 
 class UpdateGraph:
@@ -127,12 +128,23 @@ class CudaRecorder:
             with torch.cuda.device(self._device), _no_garbage_collection(), torch.cuda.graph(graph, **mode):
                 run()
         except RuntimeError:
-            # A capture that fails leaves its stream current, and torch's generator in a state of capture.
             torch.cuda.set_stream(current)
-            generator = torch.cuda.default_generators[self._device.index or 0]
-            generator.graphsafe_set_state(torch.Generator(self._device).graphsafe_get_state())
+            self._recover(graph)
             raise
         return graph
+
+    def _recover(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Undoes what a capture that has failed leaves behind, besides its stream being current."""
+        device = self._stream.device
+        # A generator that believes in a capture.
+        generator = torch.cuda.default_generators[device.index]
+        generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+        # An allocator that waits for the capture's end: until then it gives back nothing that two streams have used.
+        with contextlib.suppress(RuntimeError):  # where only the making of the graph has failed it has ended
+            torch._C._cuda_endAllocateToPool(device.index, self._pool)
+            torch._C._cuda_releasePool(device.index, self._pool)
+        # That of page-locked memory, too, which cannot be told; it goes on asking the graph, which has to stay.
+        _FAILED.append(graph)
 
 
 def _obstacle(network: nn.Module, device: torch.device, required: bool) -> str | None:
@@ -167,9 +179,10 @@ def _waits_of_the_host() -> Iterator[list[str]]:
         finally:
             torch.cuda.set_sync_debug_mode(before)
     for warning in caught:
-        if "synchronizing CUDA operation" in str(warning.message):
+        message = str(warning.message)
+        if "synchronizing CUDA operation" in message:
             waits.append(f"{warning.filename}, line {warning.lineno}")
-        else:
+        elif not message.startswith("Synchronization debug mode is a prototype"):  # said of this very way to find out
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
