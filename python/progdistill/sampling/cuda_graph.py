@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 _WARMUPS = 3  # cuDNN chooses its algorithms, Triton compiles, libraries make their handles
-# A capture starts with waiting for the device, which CUDA refuses while another thread captures.
-_one_at_a_time = threading.Lock()
+# A capture begins with a wait for the device, as cuDNN's choice does; both would spoil that of another thread.
+_one_at_a_time = threading.RLock()
+_failed: list[torch.cuda.CUDAGraph] = []
 
 
 class GraphPool:
@@ -86,19 +87,20 @@ def recording(graph: torch.cuda.CUDAGraph, device: torch.device, pool: GraphPool
     fresh.set_state(generator.get_state())
     # thread_local: other threads (a loader that pins memory, say) may go on calling CUDA meanwhile.
     mode = {"pool": pool.handle, "stream": pool.stream, "capture_error_mode": "thread_local"}
-    failed = None
+    cause = None
     try:
-        with _no_garbage_collection(), torch.cuda.graph(graph, **mode):
+        with _one_at_a_time, _no_garbage_collection(), torch.cuda.graph(graph, **mode):
             try:
                 yield
             except BaseException as error:
-                failed = error
+                cause = error
                 raise
     except BaseException as error:
         torch.cuda.set_stream(current)
         generator.graphsafe_set_state(fresh.graphsafe_get_state())
         _stop_allocating(current.device.index, pool)
-        raise failed or error from None  # that the capture's end fails, too, says nothing
+        _failed.append(graph)  # the allocator of page-locked memory cannot be told, and goes on asking it
+        raise cause or error from None  # that the capture's end fails, too, says nothing
 
 
 def _stop_allocating(device_index: int, pool: GraphPool) -> None:
