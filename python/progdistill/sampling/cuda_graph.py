@@ -70,7 +70,8 @@ def _warm_up(run: Callable[[], Tensor], device: torch.device) -> None:
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     # Not the one that is recorded on: cuBLAS keeps a workspace for each stream, and whoever has torch free them all
-    # (torch.compile does) would take it from the graph, unless it lies in the graph's pool.
+    # (torch.compile does) would take it from the graph, unless it was first needed while the graph was recorded and so
+    # lies in its pool.
     return torch.cuda.Stream(device)
 
 
