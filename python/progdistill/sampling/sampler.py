@@ -100,7 +100,7 @@ class Sampler:
         check_output_type(output_type, self.model.sample_shape)
         if self._graphs_wanted:
             with self._in_turn():
-                for size in self.batch_sizes:
+                for size in reversed(self.batch_sizes):  # the smaller ones find room in the memory of the largest
                     self._captured(size, True, self.model.guidance_range is not None, FORM_OF[output_type])
         return self
 
