@@ -111,7 +111,8 @@ class Sampler:
         """
         with self._in_turn(), _plainly(self.model):
             self._program.refresh()
-            if any(_places(captured.weights) != _places(self._weights()) for captured in self._graphs.values()):
+            places = _places(self._weights())
+            if any(_places(captured.weights) != places for captured in self._graphs.values()):
                 self._graphs.clear()
                 self._pool = None
 
