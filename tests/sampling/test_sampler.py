@@ -216,7 +216,7 @@ def test_calls_on_several_streams_wait_for_one_another(graphs_on_cpu, monkeypatc
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(Denoiser, "device", property(lambda self: SimpleNamespace(type="cuda")))
     monkeypatch.setattr(sampler_module, "FixedSteps", lambda *given: program)
-    program = SimpleNamespace(refresh=lambda: log.append("refresh"))
+    program = SimpleNamespace(refresh=lambda: log.append("refresh"), network=model.network)
     monkeypatch.setattr(sampler_module, "_plainly", lambda model: contextlib.nullcontext())
     sampler = Sampler(model, 2)
     assert log == ["record"]
