@@ -99,17 +99,18 @@ def recording(graph: torch.cuda.CUDAGraph, device: torch.device, pool: GraphPool
     except BaseException as error:
         torch.cuda.set_stream(current)
         generator.graphsafe_set_state(fresh.graphsafe_get_state())
-        _stop_allocating(current.device.index, pool)
-        _failed.append(graph)  # the allocator of page-locked memory cannot be told, and goes on asking it
+        _stop_allocating(graph, current.device.index, pool)
         raise cause or error from None  # that the capture's end fails, too, says nothing
 
 
-def _stop_allocating(device_index: int, pool: GraphPool) -> None:
+def _stop_allocating(graph: torch.cuda.CUDAGraph, device_index: int, pool: GraphPool) -> None:
     try:
         torch._C._cuda_endAllocateToPool(device_index, pool.handle)
-    except RuntimeError:  # it had not begun, or torch has ended it
+    except RuntimeError:  # it had not begun, or the capture itself was in order (out of memory, say)
         return
     torch._C._cuda_releasePool(device_index, pool.handle)
+    # The allocator of page-locked memory cannot be told. It goes on asking this graph, which therefore has to stay.
+    _failed.append(graph)
 
 
 @contextmanager
