@@ -16,3 +16,10 @@ def square_root(x):
 def divide(a, b):
     """As above, for the division."""
     return tl.div_rn(a, b) if b.dtype == tl.float32 else a / b
+
+
+@triton.jit
+def sigmoid(x, dtype: tl.constexpr):
+    """1 / (1 + exp(-x)) of float32 numbers. For bfloat16 by a quicker division: what it misses is far below its own."""
+    below = 1.0 + tl.exp(-x)
+    return 1.0 / below if dtype == tl.bfloat16 else divide(1.0, below)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from progdistill.ops.triton_kernels.arithmetic import divide, square_root
+from progdistill.ops.triton_kernels.arithmetic import divide, sigmoid, square_root
 from progdistill.ops.triton_kernels.channel_tiles import (
     SIZES,
     Affine,
@@ -137,10 +137,10 @@ def _whole(
     inside = (p < pixels)[:, None] & exists[None, :]
     u = load_sources(sources, shift_stride, sample, p, c, inside, pixels, x_channels, skip_channels)
     count = (pixels * group).to(tl.float32)
-    centre = sum_groups(tl.sum(tl.where(inside, u, 0.0), axis=0), c, g, group) / count
+    centre = divide(sum_groups(tl.sum(tl.where(inside, u, 0.0), axis=0), c, g, group), count)
     u = tl.where(inside, u - spread_groups(centre, c, g, group)[None, :], 0.0)
-    rest = sum_groups(tl.sum(u, axis=0), c, g, group) / count
-    variance = sum_groups(tl.sum(u * u, axis=0), c, g, group) / count - rest * rest
+    rest = divide(sum_groups(tl.sum(u, axis=0), c, g, group), count)
+    variance = divide(sum_groups(tl.sum(u * u, axis=0), c, g, group), count) - rest * rest
     spread = divide(1.0, square_root(variance + eps))
     own = (g < groups) & (g * group < end)
     tl.store(mean + sample * groups + g, centre + rest, mask=own)
@@ -171,12 +171,12 @@ def _statistics(
     inside = (p < pixels)[:, None] & (c < channels)[None, :]
     u = load_sources(sources, shift_stride, sample, p, c, inside, pixels, x_channels, skip_channels)
     count = tl.minimum(pixels - chunk * PIXELS, PIXELS).to(tl.float32)
-    mean = tl.sum(tl.where(inside, u, 0.0), axis=0) / count
+    mean = divide(tl.sum(tl.where(inside, u, 0.0), axis=0), count)
     u = tl.where(inside, u - mean[None, :], 0.0)
     rest = tl.sum(u, axis=0)
     slots = partials + (sample * chunks + chunk) * 2 * channels + c
-    tl.store(slots, mean + rest / count, mask=c < channels)
-    tl.store(slots + channels, tl.sum(u * u, axis=0) - rest * (rest / count), mask=c < channels)
+    tl.store(slots, mean + divide(rest, count), mask=c < channels)
+    tl.store(slots + channels, tl.sum(u * u, axis=0) - rest * divide(rest, count), mask=c < channels)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -192,15 +192,15 @@ def _merge(
     for first in range(0, chunks, ROWS):
         part, inside, weight = _part(slots, first + k, n, channels, group, pixels, chunk_pixels, chunks)
         total += weight * tl.load(part, mask=inside, other=0.0)
-    centre = tl.sum(tl.sum(total, axis=0), axis=0) / count
+    centre = divide(tl.sum(tl.sum(total, axis=0), axis=0), count)
     total, squares = tl.zeros((ROWS, CHANNELS), tl.float32), tl.zeros((ROWS, CHANNELS), tl.float32)
     for first in range(0, chunks, ROWS):
         part, inside, weight = _part(slots, first + k, n, channels, group, pixels, chunk_pixels, chunks)
         away = tl.where(inside, tl.load(part, mask=inside, other=0.0) - centre, 0.0)
         total += weight * away
         squares += weight * away * away + tl.load(part + channels, mask=inside, other=0.0)
-    rest = tl.sum(tl.sum(total, axis=0), axis=0) / count
-    variance = tl.sum(tl.sum(squares, axis=0), axis=0) / count - rest * rest
+    rest = divide(tl.sum(tl.sum(total, axis=0), axis=0), count)
+    variance = divide(tl.sum(tl.sum(squares, axis=0), axis=0), count) - rest * rest
     tl.store(mean + tl.program_id(0), centre + rest)
     tl.store(rstd + tl.program_id(0), divide(1.0, square_root(variance + eps)))
 
@@ -248,5 +248,5 @@ def _normalise(
 def _store_result(y, centred, gain, offset, sample, p, c, inside, pixels, channels, SILU: tl.constexpr):
     value = centred * gain[None, :] + offset[None, :]
     if SILU:
-        value *= tl.sigmoid(value)
+        value *= sigmoid(value, y.dtype.element_ty)
     store_tile(y, value, sample, p, c, inside, pixels, channels)

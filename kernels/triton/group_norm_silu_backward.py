@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from progdistill.ops.triton_kernels.arithmetic import divide, sigmoid
 from progdistill.ops.triton_kernels.channel_tiles import (
     SIZES,
     Affine,
@@ -172,12 +173,12 @@ def _whole(
     dy = load_tile(gradients.dy, sample, p, c, inside, pixels, channels)
     gain, offset = load_affine(affine, scale_shift_stride, sample, c, exists, channels)
     centre, spread = load_statistics(mean, rstd, sample, c, exists, groups, group)
-    inner, normal = _before_activation(dy, u, gain, offset, centre, spread, SILU)
+    inner, normal = _before_activation(gradients, dy, u, gain, offset, centre, spread, SILU)
     plain, weighted = tl.sum(inner, axis=0), tl.sum(inner * normal, axis=0)
     _store_channels(sums, dscale_shift, affine, scale_shift_stride, sample, c, exists, channels, plain, weighted)
     count = (pixels * group).to(tl.float32)
-    plain = spread_groups(sum_groups(gain * plain, c, g, group) / count, c, g, group)
-    weighted = spread_groups(sum_groups(gain * weighted, c, g, group) / count, c, g, group)
+    plain = spread_groups(divide(sum_groups(gain * plain, c, g, group), count), c, g, group)
+    weighted = spread_groups(divide(sum_groups(gain * weighted, c, g, group), count), c, g, group)
     du = _through_norm(inner, normal, gain, spread, plain, weighted)
     du = _store_sources(gradients, du, sample, p, c, inside, pixels, x_channels, skip_channels)
     if dshift is not None:
@@ -215,7 +216,7 @@ def _channel_sums(
     dy = load_tile(gradients.dy, sample, p, c, inside, pixels, channels)
     gain, offset = load_affine(affine, scale_shift_stride, sample, c, exists, channels)
     centre, spread = load_statistics(mean, rstd, sample, c, exists, groups, channels // groups)
-    inner, normal = _before_activation(dy, u, gain, offset, centre, spread, SILU)
+    inner, normal = _before_activation(gradients, dy, u, gain, offset, centre, spread, SILU)
     slots = partials + (sample * chunks + chunk) * 2 * channels + c
     tl.store(slots, tl.sum(inner, axis=0), mask=exists)
     tl.store(slots + channels, tl.sum(inner * normal, axis=0), mask=exists)
@@ -250,8 +251,8 @@ def _merge(
     _store_channels(sums, dscale_shift, affine, scale_shift_stride, sample, c, exists, channels, plain, weighted)
     gain, _ = load_affine(affine, scale_shift_stride, sample, c, exists, channels)
     count = (pixels * group).to(tl.float32)
-    tl.store(means + 2 * tl.program_id(0), tl.sum(gain * plain, axis=0) / count)
-    tl.store(means + 2 * tl.program_id(0) + 1, tl.sum(gain * weighted, axis=0) / count)
+    tl.store(means + 2 * tl.program_id(0), divide(tl.sum(gain * plain, axis=0), count))
+    tl.store(means + 2 * tl.program_id(0) + 1, divide(tl.sum(gain * weighted, axis=0), count))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -286,7 +287,7 @@ def _input_gradient(
     gain, offset = load_affine(affine, scale_shift_stride, sample, c, exists, channels)
     group = channels // groups
     centre, spread = load_statistics(mean, rstd, sample, c, exists, groups, group)
-    inner, normal = _before_activation(dy, u, gain, offset, centre, spread, SILU)
+    inner, normal = _before_activation(gradients, dy, u, gain, offset, centre, spread, SILU)
     slots = means + 2 * (sample * groups + c // group)
     plain, weighted = tl.load(slots, mask=exists, other=0.0), tl.load(slots + 1, mask=exists, other=0.0)
     du = _through_norm(inner, normal, gain, spread, plain, weighted)
@@ -309,13 +310,13 @@ def _column_sums(total, values, rows, columns, stride, blocks, ROWS: tl.constexp
 
 
 @triton.jit
-def _before_activation(dy, u, gain, offset, mean, rstd, SILU: tl.constexpr):
+def _before_activation(gradients, dy, u, gain, offset, mean, rstd, SILU: tl.constexpr):
     # (gradient of the activation's argument, normalised values).
     normal = (u - mean[None, :]) * rstd[None, :]
     if SILU:
         h = normal * gain[None, :] + offset[None, :]
-        sigmoid = tl.sigmoid(h)
-        dy = dy * sigmoid * (1.0 + h * (1.0 - sigmoid))
+        s = sigmoid(h, gradients.dy.dtype.element_ty)
+        dy = dy * s * (1.0 + h * (1.0 - s))
     return dy, normal
 
 
