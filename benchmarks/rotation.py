@@ -62,6 +62,9 @@ def captured(rotation: Callable[[], None], pool: Any) -> Callable[[], None]:
             rotation()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # Graphs of one stream share cuBLAS's workspace, which torch 2.13 frees with the first of them. Those of one pool
+    # share its memory only if they have one stream: torch's own for captures.
+    stream = torch.cuda.Stream() if pool is None else None
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         rotation()
     return graph.replay

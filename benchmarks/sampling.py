@@ -228,6 +228,8 @@ def main(words: list[str] | None = None) -> int:
     )
 
     save = writer(arguments.output)
+    if arguments.count_launches:  # before anything is captured
+        launches(lambda: torch.zeros(1, device=arguments.device))
     network = arguments.network or ("digits8" if quick else "ddpm-cifar10-32")
     model = random_model(network, arguments.device)
     with tempfile.TemporaryDirectory() as folder, torch.backends.cudnn.flags(enabled=True, benchmark=True):

@@ -1,7 +1,10 @@
-"""`Sampler`: fixed steps, graphs (on a CPU a stand-in that runs the function again), padding, changed weights."""
+"""`Sampler`: fixed steps, graphs (a stand-in that runs the function again), padding, changed weights.
 
+On a GPU: test_sampler_on_a_gpu.py.
+"""
+
+import contextlib
 import copy
-import dataclasses
 import threading
 from types import SimpleNamespace
 
@@ -11,31 +14,12 @@ import torch
 from analytic import MixtureDenoiser
 from progdistill import Sampler
 from progdistill.core import Denoiser
-from progdistill.nets.unet import UNet
 from progdistill.sampling import generate, sample
 from progdistill.sampling import sampler as sampler_module
 from progdistill.sampling.sampler import default_dtype
-from tiny import NETWORK
+from small_students import student
 
 F32 = torch.float32
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
-
-
-def student(seed=0, prediction_type="v_prediction", **changes):
-    """A network whose every weight counts."""
-    torch.manual_seed(seed)
-    config = dataclasses.replace(
-        NETWORK,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        **changes,
-    )
-    network = UNet(config)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    classes = config.num_class_embeds
-    return Denoiser(network, sample_shape=(1, 8, 8), prediction_type=prediction_type, num_classes=classes).eval()
 
 
 class Again:
@@ -48,17 +32,15 @@ class Again:
         type(self).made += 1
 
     def replay(self):
-        return self.result.copy_(self._run())
+        with torch.autocast("cpu", enabled=False):  # a recording does not care
+            return self.result.copy_(self._run())
 
 
 @pytest.fixture
 def graphs_on_cpu(monkeypatch):
     """Samplers made in the test use stand-ins for graphs."""
-    stream = SimpleNamespace(wait_event=lambda event: None)
     monkeypatch.setattr(sampler_module, "CudaGraph", Again)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda stream: None))
+    monkeypatch.setattr(sampler_module, "GraphPool", lambda device: object())
     monkeypatch.setattr(Again, "made", 0)
     plain = Sampler.__init__
 
@@ -144,6 +126,20 @@ def test_changed_weights(graphs_on_cpu, dtype):
     assert torch.equal(sample(model, 2, batch_size=4, dtype=torch.bfloat16, output_type="pt"), looked)
 
 
+def test_graphs_that_read_the_models_own_weights_go_when_it_gets_others(graphs_on_cpu):
+    for dtype, made in ((F32, 2), (torch.bfloat16, 1)):  # a copy stays where it is
+        model = student()
+        sampler = Sampler(model, 2, batch_sizes=(4,), dtype=dtype)
+        before, Again.made = sampler.generate(torch.arange(4)), 1
+        for parameter in model.parameters():
+            parameter.data = 1.1 * parameter.data
+        sampler.refresh()
+        after = sampler.generate(torch.arange(4))
+        assert Again.made == made and (after - before).abs().max() > 0.01
+        sampler.refresh()
+        assert torch.equal(sampler.generate(torch.arange(4)), after) and Again.made == made
+
+
 def test_bfloat16_is_as_good_as_the_network_in_bfloat16():
     model = student()
     half = model.with_network(copy.deepcopy(model.network).bfloat16())
@@ -181,6 +177,56 @@ def test_a_network_that_cannot_be_captured(graphs_on_cpu, monkeypatch):
     required.cuda_graph = "require"
     with pytest.raises(RuntimeError, match="not permitted"):
         required.generate(torch.arange(3))
+    monkeypatch.setattr(
+        sampler_module, "CudaGraph", lambda run, device, pool: pools.append(pool) or fails(run, device, pool)
+    )
+    pools = []
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not permitted"):
+            required.generate(torch.arange(3))
+    assert pools[0] is not pools[1]  # torch does not record again to a pool that a capture has failed in
+
+
+def test_what_a_caller_is_in_does_not_last(graphs_on_cpu):
+    """Inference mode, whose tensors cannot be written to later; autocast, whose casts of weights do not live long."""
+    model = student()
+    plain = {dtype: Sampler(model, 2, dtype=dtype)(batch_size=3) for dtype in (F32, torch.bfloat16)}
+    for dtype, expected in plain.items():
+        for mode in (torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16)):
+            sampler = Sampler(model, 2, dtype=dtype)
+            with mode:
+                within = Sampler(model, 2, dtype=dtype)
+                assert torch.equal(sampler(batch_size=3), expected) and torch.equal(within(batch_size=3), expected)
+            within.refresh()
+            assert torch.equal(sampler(batch_size=3), expected) and torch.equal(within(batch_size=3), expected)
+    with torch.inference_mode():
+        made = student()
+    for factor in (1.0, 1.2):
+        with torch.inference_mode():
+            made.network.conv_in.weight.mul_(factor)
+        images = sample(made, 2, dtype=torch.bfloat16, output_type="pt", batch_size=3)
+        assert torch.equal(images, plain[torch.bfloat16]) == (factor == 1)
+
+
+def test_calls_on_several_streams_wait_for_one_another(graphs_on_cpu, monkeypatch):
+    """Whatever reads or writes what the calls share, the making of it included."""
+    log, model = [], student()
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda stream: log.append("record")))
+    stream = SimpleNamespace(wait_event=lambda event: log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(Denoiser, "device", property(lambda self: SimpleNamespace(type="cuda")))
+    monkeypatch.setattr(sampler_module, "FixedSteps", lambda *given: program)
+    program = SimpleNamespace(refresh=lambda: log.append("refresh"), network=model.network)
+    monkeypatch.setattr(sampler_module, "_plainly", lambda model: contextlib.nullcontext())
+    sampler = Sampler(model, 2)
+    assert log == ["record"]
+    monkeypatch.setattr(sampler, "_run", lambda *given: log.append("run") or torch.zeros(1))
+    sampler.refresh()
+    sampler.generate(torch.arange(3))
+    monkeypatch.setattr(sampler, "_captured", lambda *given: log.append("capture"))
+    sampler.batch_sizes = (1,)
+    sampler.warmup()
+    assert log[1:] == [step for work in ("refresh", "run", "capture") for step in ("wait", work, "record")]
 
 
 def test_several_threads(graphs_on_cpu):
@@ -241,36 +287,3 @@ def test_a_copy_of_a_model_takes_no_samplers_along():
         twin.network.conv_in.weight.mul_(2)
     changed = sample(twin, 2, dtype=torch.bfloat16, output_type="pt")
     assert not torch.equal(changed, sample(model, 2, dtype=torch.bfloat16, output_type="pt"))
-
-
-@pytest.mark.gpu
-@gpu
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_captured_graphs_against_eager(steps, dtype, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # not all algorithms use these units
-    model = student().cuda()
-    ready = Sampler(model, steps, batch_sizes=(1, 7, 64), dtype=dtype, cuda_graph="require").warmup()
-    eager = Sampler(model, steps, batch_sizes=(64,), dtype=dtype, cuda_graph=False)
-    tolerance = 1e-5 if dtype == torch.float32 else 0.05
-    for count in (1, 5, 7, 64, 100):
-        got, expected = ready.generate(torch.arange(count)), eager.generate(torch.arange(count))
-        torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
-    one, other = torch.cuda.Stream(), torch.cuda.Stream()
-    with torch.cuda.stream(one):
-        first = ready.generate(torch.arange(64))
-    with torch.cuda.stream(other):
-        second = ready.generate(torch.arange(64) + 64)
-    torch.cuda.synchronize()
-    together = eager.generate(torch.arange(128))
-    torch.testing.assert_close(torch.cat([first, second]), together, rtol=0, atol=tolerance)
-
-
-@pytest.mark.gpu
-@gpu
-def test_sampling_on_a_gpu_equals_sampling_on_the_cpu(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    model = student()
-    expected = sample(model, 4, batch_size=6, output_type="pt")
-    got = sample(copy.deepcopy(model).cuda(), 4, batch_size=6, output_type="pt", dtype=torch.float32)
-    torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=1e-4)

@@ -31,7 +31,8 @@ class SinusoidalEmbedding(nn.Module):
         self.flip_sin_to_cos = flip_sin_to_cos
         self.freq_shift = freq_shift
         # Not a buffer: `.to(dtype)` would round it and DistributedDataParallel would broadcast it every step.
-        self.frequencies = _frequencies(self.half, freq_shift)
+        frequencies, device = _frequencies(self.half, freq_shift), torch.get_default_device()
+        self.frequencies = frequencies if device.type == "meta" else frequencies.to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidalEmbedding:
         device = fn(self.frequencies).device

@@ -85,4 +85,4 @@ def _sent(tensor: Tensor) -> Tensor:
     if not tensor.is_cuda:
         return tensor
     # Page-locked, else the copy would wait for the device and the next part with it.
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)

@@ -80,6 +80,10 @@ def sample(
             the next (see `Sampler`); "require": an error where that cannot be; False: never.
         progress: show a progress bar.
 
+    Weights that were changed in place since the last call are taken in, as torch counts changes: not what is written
+    through `.data` (as diffusers' `EMAModel.copy_to` does) or by the replay of a CUDA graph. Use a `Sampler` and its
+    `refresh` there.
+
     Raises:
         ValueError: a step count that the student was not trained for (the message lists those that it was), labels
             that are missing, superfluous or out of range, arguments that contradict each other.

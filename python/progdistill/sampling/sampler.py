@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from progdistill.core import Denoiser
 from progdistill.core.modes import evaluating
 from progdistill.nets.unet import UNet
 from progdistill.sampling.arguments import checked_guidance, checked_labels, checked_latents, image_count, student_for
-from progdistill.sampling.cuda_graph import CudaGraph
+from progdistill.sampling.cuda_graph import CudaGraph, GraphPool
 from progdistill.sampling.fixed_steps import FixedSteps
 from progdistill.sampling.images import FORM_OF, FORMS, check_output_type, delivered
 from progdistill.sampling.latents import image_seeds
@@ -47,7 +48,8 @@ class Sampler:
         clip: None, or the bound of |x| at each step; the last image is clamped anyway.
         cuda_graph: "auto" (if the model is on a GPU and can be captured; says why where it cannot), "require" (else an
             error) or False.
-        memory_budget: bytes that the graphs of this sampler may hold, 4 GiB; the least recently used go first.
+        memory_budget: bytes that the graphs of this sampler may hold, 4 GiB; the least recently used go first, and
+            leave their memory to those that are made later.
 
     Weights: a sampler in another dtype than the model's has a copy of them. It takes in changed weights when `refresh`
     is called, not by itself: looking at every tensor costs more than a small batch. `sample` does look.
@@ -73,8 +75,8 @@ class Sampler:
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes is {tuple(batch_sizes)}; use positive numbers such as (1, 8, 64)")
         self.model = student_for(model, steps)
-        on_gpu = self.model.device.type == "cuda"
-        if cuda_graph in ("require", True) and not on_gpu:
+        self._on_gpu = self.model.device.type == "cuda"
+        if cuda_graph in ("require", True) and not self._on_gpu:
             raise ValueError(
                 f"cuda_graph={cuda_graph!r}, but the model is on {self.model.device}; move it to a GPU, or use 'auto'"
             )
@@ -82,12 +84,12 @@ class Sampler:
         self.batch_sizes = tuple(sorted(set(batch_sizes)))
         self.cuda_graph = cuda_graph
         self.memory_budget = memory_budget
-        self._graphs_wanted = on_gpu and cuda_graph is not False
+        self._graphs_wanted = self._on_gpu and cuda_graph is not False
         self._lock = threading.Lock()
         self._graphs: OrderedDict[tuple[int, bool, bool, str], _Captured] = OrderedDict()
-        self._pool = None
+        self._pool: GraphPool | None = None
         self._done: torch.cuda.Event | None = None
-        with evaluating(self.model):
+        with self._in_turn(), _plainly(self.model):
             self._program = FixedSteps(self.model, steps, dtype or default_dtype(self.model), clip)
 
     def warmup(self, output_type: str = "pt") -> Sampler:
@@ -97,18 +99,31 @@ class Sampler:
         """
         check_output_type(output_type, self.model.sample_shape)
         if self._graphs_wanted:
-            with self._lock:
-                for size in self.batch_sizes:
+            with self._in_turn():
+                for size in reversed(self.batch_sizes):  # the smaller ones find room in the memory of the largest
                     self._captured(size, True, self.model.guidance_range is not None, FORM_OF[output_type])
         return self
 
     def refresh(self) -> None:
-        """Takes in the model's weights as they are now. Graphs stay: they read the same memory."""
-        with self._lock, evaluating(self.model):
+        """Takes in the model's weights as they are now.
+
+        Graphs stay, for they read the same memory; but not if they read the model's own, and it has others now.
+        """
+        with self._in_turn(), _plainly(self.model):
             self._program.refresh()
+            places = _places(self._weights())
+            if any(_places(captured.weights) != places for captured in self._graphs.values()):
+                self._graphs.clear()
+                self._pool = None
+
+    def _weights(self) -> list[Tensor]:
+        """What the steps read."""
+        copied = self._program.network is not self.model.network and type(self.model).raw is Denoiser.raw
+        module = self._program.network if copied else self.model
+        return [*module.parameters(), *module.buffers()]
 
     def graph_memory(self) -> int:
-        """Bytes that this sampler's graphs have reserved."""
+        """Bytes that this sampler's graphs have reserved; a graph made later counts with what it needs beyond them."""
         return sum(captured.graph.memory for captured in self._graphs.values())
 
     def __call__(
@@ -146,7 +161,7 @@ class Sampler:
         device, largest = self.model.device, self.batch_sizes[-1]
         if len(start) == 0:
             return FORMS[form](torch.empty((0, *self.model.sample_shape), device=device))
-        with self._lock:
+        with self._in_turn():
             parts = []
             for first in range(0, len(start), largest):
                 own = [None if given is None else given[first : first + largest] for given in (start, labels, scales)]
@@ -157,18 +172,28 @@ class Sampler:
         count = len(start)
         size = next(s for s in self.batch_sizes if s >= count)
         captured = self._captured(size, start.dim() == 1, scales is not None, form)
+        if captured is not None:
+            return captured.replay(start, labels, scales)
         device = self.model.device
-        if captured is None:
-            labels, scales = (None if given is None else given.to(device) for given in (labels, scales))
-            with evaluating(self.model):
-                return self._program.run(self._program.constants(count), start.to(device), labels, scales, form)
-        stream = torch.cuda.current_stream(device)
-        if self._done is not None:
-            stream.wait_event(self._done)  # an earlier call, perhaps on another stream, still reads or writes
-        result = captured.replay(start, labels, scales)
-        self._done = self._done or torch.cuda.Event()
-        self._done.record(stream)
-        return result
+        labels, scales = (None if given is None else given.to(device) for given in (labels, scales))
+        with _plainly(self.model):
+            return self._program.run(self._program.constants(count), start.to(device), labels, scales, form)
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """One call after the other: on the host, and on the device whichever streams they are on."""
+        with self._lock:
+            if not self._on_gpu:
+                yield
+                return
+            stream = torch.cuda.current_stream(self.model.device)
+            if self._done is not None:
+                stream.wait_event(self._done)
+            try:
+                yield
+            finally:
+                self._done = self._done or torch.cuda.Event()
+                self._done.record(stream)
 
     def _captured(self, size: int, from_seeds: bool, guided: bool, form: str) -> _Captured | None:
         """The graph for a batch size and form, made if need be; None where there is to be none."""
@@ -180,13 +205,15 @@ class Sampler:
             return self._graphs[key]
         try:
             if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            with evaluating(self.model):
-                self._graphs[key] = _Captured(self._program, *key, self._pool)
+                self._pool = GraphPool(self.model.device)
+            with _plainly(self.model):
+                self._graphs[key] = _Captured(self._program, self._weights(), *key, self._pool)
         except RuntimeError as error:
+            self._pool = None
             if self.cuda_graph in ("require", True):
                 raise
             self._graphs_wanted = False
+            self._graphs.clear()
             warnings.warn(
                 f"sampling goes on without CUDA graphs: the network cannot be captured ({error})", stacklevel=4
             )
@@ -197,9 +224,18 @@ class Sampler:
 
 
 class _Captured:
-    """The graph of a batch size, and the memory that it reads its inputs from."""
+    """The graph of a batch size, and the memory that it reads its inputs and weights from."""
 
-    def __init__(self, program: FixedSteps, size: int, from_seeds: bool, guided: bool, form: str, pool) -> None:
+    def __init__(
+        self,
+        program: FixedSteps,
+        weights: list[Tensor],
+        size: int,
+        from_seeds: bool,
+        guided: bool,
+        form: str,
+        pool: GraphPool,
+    ) -> None:
         device = program.device
         self.size = size
         shape, dtype = ((), torch.int64) if from_seeds else (program.sample_shape, torch.float32)
@@ -209,7 +245,9 @@ class _Captured:
             self._labels = torch.zeros(size, dtype=torch.int64, device=device)
         self._scales = torch.ones(size, device=device) if guided else None
         constants = program.constants(size)
-        self._constants = constants  # as long as the graph, which reads them
+        # As long as the graph, which reads them, even if the model is given others.
+        self._constants = constants
+        self.weights = [tensor.detach() for tensor in weights]
         inputs = constants, self._start, self._labels, self._scales
         self.graph = CudaGraph(lambda: program.run(*inputs, form), device, pool)
 
@@ -219,8 +257,25 @@ class _Captured:
         inputs = ((self._start, start), (self._labels, labels), (self._scales, scales))
         for mine, given in inputs:
             if given is not None:
-                mine[:count].copy_(given, non_blocking=True)
+                # From page-locked memory the copy may be under way when the caller writes there again.
+                mine[:count].copy_(given, non_blocking=not given.is_pinned())
         return self.graph.replay()[:count].clone()
+
+
+def _places(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+@contextmanager
+def _plainly(model: Denoiser) -> Iterator[None]:
+    """The model in eval mode, and neither autocast nor inference mode, which a caller may be in.
+
+    What is made here outlasts them: a graph would read weights from autocast's cache, and tensors made in inference
+    mode cannot be written to after it.
+    """
+    plain = torch.autocast(model.device.type, enabled=False, cache_enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), plain, evaluating(model):
+        yield
 
 
 def default_dtype(model: Denoiser) -> torch.dtype:

@@ -38,7 +38,7 @@ def sampler_for(
     key = (steps, max_batch_size, dtype, clip, cuda_graph)
     with _lock:
         tensors = [*model.parameters(), *model.buffers()]
-        places, versions = [t.data_ptr() for t in tensors], [t._version for t in tensors]
+        places, versions = [t.data_ptr() for t in tensors], [_version(t) for t in tensors]
         # With the model itself, which lives and dies with it.
         kept = model.__dict__.setdefault("_kept_samplers", _Kept())
         if key not in kept or kept[key][1] != places:
@@ -54,3 +54,8 @@ def sampler_for(
 def _powers_of_two(largest: int) -> list[int]:
     """1, 2, 4, ... below `largest`, and `largest`."""
     return [*(2**k for k in range(largest.bit_length()) if 2**k < largest), largest]
+
+
+def _version(tensor: torch.Tensor) -> object:
+    # Those made in inference mode count no changes: each look finds another version.
+    return object() if tensor.is_inference() else tensor._version

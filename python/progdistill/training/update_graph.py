@@ -12,11 +12,11 @@ from torch import nn
 
 from progdistill.core.processes import is_main_process, process_count
 from progdistill.nets.unet import UNet
+from progdistill.sampling.cuda_graph import GraphPool, recording
 from progdistill.sampling.sampler import GraphMode
 
 # cuDNN chooses its algorithms, Triton compiles, libraries make their workspaces, the optimizer its state.
 WARM_UP_UPDATES = 3
-_FAILED: list[torch.cuda.CUDAGraph] = []
 
 
 class UpdateGraph:
@@ -104,47 +104,27 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = GraphPool(device)
 
     def warm_up(self, run: Callable[[], None]) -> list[str]:
         """Runs it on the stream that it will be recorded on, for autograd goes where the forward pass has been.
 
         Returns what made the host wait for the device, which a capture would not survive.
         """
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream), _waits_of_the_host() as waits:
+        current, stream = torch.cuda.current_stream(self._device), self._pool.stream
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream), _waits_of_the_host() as waits:
             run()
-        current.wait_stream(self._stream)
+        current.wait_stream(stream)
         return waits
 
     def record(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """What replays the work of `run`, which is not done now."""
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
-        # thread_local: other threads (one that reads images, say) may go on calling CUDA meanwhile.
-        mode = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
-        try:
-            with torch.cuda.device(self._device), _no_garbage_collection(), torch.cuda.graph(graph, **mode):
-                run()
-        except RuntimeError:
-            torch.cuda.set_stream(current)
-            self._recover(graph)
-            raise
+        graph = torch.cuda.CUDAGraph()
+        gc.collect()
+        with torch.cuda.device(self._device), recording(graph, self._device, self._pool):
+            run()
         return graph
-
-    def _recover(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Undoes what a capture that has failed leaves behind, besides its stream being current."""
-        device = self._stream.device
-        # A generator that believes in a capture.
-        generator = torch.cuda.default_generators[device.index]
-        generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
-        # An allocator that waits for the capture's end: until then it gives back nothing that two streams have used.
-        with contextlib.suppress(RuntimeError):  # it knows if the capture itself was in order (out of memory, say)
-            torch._C._cuda_endAllocateToPool(device.index, self._pool)
-            torch._C._cuda_releasePool(device.index, self._pool)
-            # That of page-locked memory cannot be told. It goes on asking this graph, which therefore has to stay.
-            _FAILED.append(graph)
 
 
 def _obstacle(network: nn.Module, device: torch.device, required: bool) -> str | None:
@@ -184,16 +164,3 @@ def _waits_of_the_host() -> Iterator[list[str]]:
             waits.append(f"{warning.filename}, line {warning.lineno}")
         elif not message.startswith("Synchronization debug mode is a prototype"):  # said of this very way to find out
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    # A collection might free another graph, which CUDA refuses while one is recorded.
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
