@@ -42,7 +42,8 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"copy_kernel|^Memcpy|^Memset|CatArray|FillFunctor|aten::(cat|zero_|fill_)$", COPIES),
     (r"aten::(copy_|_to_copy|contiguous|clone)$", LAYOUT),
     (
-        r"distillation_|prediction_loss|ddim_step|diffuse|normal_kernel|draw_kernel|random_bits|\bmean_kernel",
+        r"distillation_|prediction_loss|ddim_step|linear_combination|diffuse|normal_kernel|draw_kernel|random_bits|"
+        r"\bmean_kernel",
         ELEMENTWISE,
     ),
     (r"gemm|gemv|conv(?!er)|wgrad|dgrad|fprop|xmma|cutlass|nvjet|cublas|splitK|winograd", ARITHMETIC),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -16,15 +17,22 @@ _MAX_CHUNK = 256
 
 
 def map_indices(function: Callable[[int], T], indices: Sequence[int]) -> Iterator[T]:
-    """`function(index)` of every index, in order, computed by the pool's threads; raises the first error."""
+    """`function(index)` of every index, in order, computed by the pool's threads.
+
+    Raises the first error, or stops when nobody asks for more, once no thread is working on it any longer.
+    """
 
     def run(chunk: Sequence[int]) -> list[T]:
         return [function(index) for index in chunk]
 
     size = min(_MAX_CHUNK, -(-len(indices) // (4 * _thread_count())))
     chunks = (indices[start : start + size] for start in range(0, len(indices), max(1, size)))
-    for results in _pool().map(run, chunks):
-        yield from results
+    waiting = deque(_pool().submit(run, chunk) for chunk in chunks)
+    try:
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        wait([future for future in waiting if not future.cancel()])
 
 
 def with_progress(items: Iterable[T], total: int, description: str) -> Iterator[T]:
