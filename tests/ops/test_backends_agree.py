@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from captured_graph import captured, need_backend
 from progdistill import ops
-from progdistill.ops import backends, native
+from progdistill.ops import native
 from tolerance import assert_within_rule, largest, root_mean_square
 
 TYPES = ("epsilon", "sample", "v_prediction", "sample_epsilon")
@@ -383,8 +384,7 @@ def test_two_interleaved_heads_of_too_many_channels():
 @pytest.mark.parametrize("shape", [(128, 3, 32, 32), (4, 3, 129, 131)])
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_a_captured_graph_sees_new_seeds_steps_and_angles(shape, name):
-    if backends.unavailable(name) is not None:
-        pytest.skip(f"backend {name}: {backends.unavailable(name)}")
+    need_backend(name)
     x, outs = images(1, shape)[0].cuda(), [out.cuda() for out in images(3, shape, dtype=torch.bfloat16, seed=1)]
     seeds, step, phis = (
         torch.arange(shape[0]).cuda(),
@@ -398,17 +398,10 @@ def test_a_captured_graph_sees_new_seeds_steps_and_angles(shape, name):
         loss = ops.distillation_loss_and_grad(outs[2], z, outs[:2], phis, backend=name)
         return z, half, *loss, ops.normal(seeds, step, 2, shape[1:], backend=name)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        update()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = update()
+    graph, results = captured(update)
     for number in (1, 2):
         seeds.add_(number)
         step.fill_(number)
         phis.mul_(0.9)
         graph.replay()
-        assert all(map(torch.equal, captured, update()))
+        assert all(map(torch.equal, results, update()))

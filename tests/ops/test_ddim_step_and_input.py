@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from captured_graph import captured, need_backend
 from progdistill import ops
 from progdistill.ops import native
 
@@ -112,16 +113,10 @@ def test_the_extension_refuses_a_copy_that_it_could_not_write():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_a_captured_graph_sees_new_tensors(name):
+    need_backend(name)
     z, out, *phis = (tensor.cuda() for tensor in case((8, 3, 32, 32)))
     call = lambda: ops.ddim_step_and_input(z, out, *phis, backend=name)  # noqa: E731
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = call()
+    graph, results = captured(call)
     z.mul_(0.5)
     graph.replay()
-    assert all(map(torch.equal, captured, call()))
+    assert all(map(torch.equal, results, call()))

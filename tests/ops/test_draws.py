@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from progdistill import ops
+from captured_graph import captured, need_backend
 from progdistill.ops import integers, native, normal, random_bits, uniform
 
 WORD, STREAM = 2**32 - 1, 2**32 - 3
@@ -181,24 +181,16 @@ def test_uniform_is_made_of_the_words_of_normal():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_a_captured_graph_sees_new_seeds_and_steps(name):
-    if ops.backends.unavailable(name) is not None:
-        pytest.skip(f"backend {name}: {ops.backends.unavailable(name)}")
+    need_backend(name)
     seeds, step = seeds_of(128).cuda(), torch.zeros((), dtype=torch.int64, device="cuda")
 
     def draws():
         drawn = [f(seeds, step, 1, *rest, backend=name) for f, *rest in ((uniform,), (integers, 1000))]
         return [*drawn, random_bits(seeds, 5, 6, backend=name)]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        draws()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = draws()
+    graph, results = captured(draws)
     for number in (1, 2):
         seeds.add_(number)
         step.fill_(number + 2**32)
         graph.replay()
-        assert all(map(torch.equal, captured, draws()))
+        assert all(map(torch.equal, results, draws()))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from captured_graph import captured
 from progdistill import ops
 from progdistill.ops import backends
 from tolerance import assert_within_rule
@@ -414,20 +415,13 @@ def test_a_captured_graph_gives_the_same_bits(on_gpu, dtype):
         outputs = ops.group_norm_silu(**t, groups=32, eps=1e-6, backend=on_gpu.name)
         return [*outputs, *torch.autograd.grad(outputs, list(t.values()), outputs)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, results = captured(step)
     for seed in (1, 2):
         with torch.no_grad():
             for key, value in tensors_of(norm, dtype, seed).items():
                 t[key].copy_(value)
         graph.replay()
-        assert all(torch.equal(got, expected) for got, expected in zip(captured, step(), strict=True))
+        assert all(torch.equal(got, expected) for got, expected in zip(results, step(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from captured_graph import captured, need_backend
 from progdistill import ops
 from progdistill.ops import native
 from tolerance import LAST_PLACE
@@ -198,16 +199,10 @@ def test_threads_leave_no_trace():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_a_captured_graph_sees_new_tensors(name):
+    need_backend(name)
     tensors = [tensor.cuda() for tensor in images(3, (8, 3, 32, 32))]
     call = lambda: ops.linear_combination(tensors, FACTORS[:3], backend=name)  # noqa: E731
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = call()
+    graph, results = captured(call)
     tensors[1].add_(1)
     graph.replay()
-    assert torch.equal(captured, call())
+    assert torch.equal(results, call())

@@ -108,19 +108,16 @@ def ddim_step_reference(
     copy: Tensor | None = None,
 ) -> Tensor:
     """The formula in plain PyTorch."""
-    z_next = _stepped(z, out, phi, phi_next, prediction_type, clip)
-    if copy is not None:
-        copy.copy_(z_next)
-    return z_next
-
-
-def _stepped(z: Tensor, out: Tensor, phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None) -> Tensor:
     parts = split_heads(out, heads(prediction_type), z.dtype)
     form = rotation.step_form(prediction_type, phi, phi_next)
     if clip is None:
-        return rotation.linear(form.direct, z, parts)
-    x = rotation.linear(form.x, z, parts).clamp(-clip, clip)
-    return per_sample(form.z_of_clipped, z) * z + per_sample(form.x_of_clipped, z) * x
+        z_next = rotation.linear(form.direct, z, parts)
+    else:
+        x = rotation.linear(form.x, z, parts).clamp(-clip, clip)
+        z_next = per_sample(form.z_of_clipped, z) * z + per_sample(form.x_of_clipped, z) * x
+    if copy is not None:
+        copy.copy_(z_next)
+    return z_next
 
 
 def _ddim_step_native(
@@ -189,27 +186,17 @@ def _implementation(
     prediction_type: str,
     clip: float | None,
     backend: str | None,
+    copy: Tensor | None = None,
 ) -> Tensor:
     run = choose("ddim_step", z.device.type, backend)
     if run is not _ddim_step_native:  # the C++ kernel looks at the values on its way
         _check_values(phi, phi_next, prediction_type, clip)
-    return dense(run(z, out, phi, phi_next, prediction_type, clip), memory_format(z))
+    return dense(run(z, out, phi, phi_next, prediction_type, clip, copy), memory_format(z))
 
 
-def _implementation_and_input(
-    z: Tensor,
-    out: Tensor,
-    phi: Tensor,
-    phi_next: Tensor,
-    prediction_type: str,
-    clip: float | None,
-    backend: str | None,
-) -> tuple[Tensor, Tensor]:
-    run, format = choose("ddim_step", z.device.type, backend), memory_format(z)
-    if run is not _ddim_step_native:
-        _check_values(phi, phi_next, prediction_type, clip)
-    copy = torch.empty_like(z, dtype=torch.bfloat16, memory_format=format)
-    return dense(run(z, out, phi, phi_next, prediction_type, clip, copy), format), copy
+def _implementation_and_input(z: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    copy = torch.empty_like(z, dtype=torch.bfloat16, memory_format=memory_format(z))
+    return _implementation(z, *arguments, copy), copy
 
 
 def _check_values(phi: Tensor, phi_next: Tensor, prediction_type: str, clip: float | None) -> None:
