@@ -1,10 +1,33 @@
-#include <ucontext.h>
-
 #include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "cuda_runtime.h"
+
+// swapcontext asks the kernel for the signal mask at each change, which is nearly all of its time; the emulator's threads
+// share one mask. Keeps what the System V x86-64 convention has a callee keep, and changes stacks.
+extern "C" void cuda_on_cpu_change_stacks(void** leave, void* enter);
+asm(R"(
+.text
+.type cuda_on_cpu_change_stacks, @function
+cuda_on_cpu_change_stacks:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size cuda_on_cpu_change_stacks, . - cuda_on_cpu_change_stacks
+)");
 
 namespace cuda_on_cpu {
 namespace {
@@ -13,7 +36,7 @@ constexpr unsigned kWarp = 32;
 constexpr size_t kStack = 128 * 1024;
 
 struct Thread {
-  ucontext_t context;
+  void* top = nullptr;  // of its stack, while others run
   std::unique_ptr<char[]> stack{new char[kStack]};
   Barrier waits = Barrier::none;
   bool done = false;
@@ -24,7 +47,7 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<std::pair<uint64_t, uint64_t>> slots;  // of each thread, for even and odd shuffles
   std::vector<uint4> shared;
-  ucontext_t scheduler;
+  void* scheduler = nullptr;  // the top of its stack, while a thread runs
   Thread* current = nullptr;
   void (*body)(void*) = nullptr;
   void* argument = nullptr;
@@ -35,24 +58,27 @@ Block block;
 void enter() {
   block.body(block.argument);
   block.current->done = true;
+  void* never_again;
+  cuda_on_cpu_change_stacks(&never_again, block.scheduler);
 }
 
 void start(Thread& thread) {
   thread.waits = Barrier::none;
   thread.done = false;
   thread.shuffles = 0;
-  getcontext(&thread.context);
-  thread.context.uc_stack.ss_sp = thread.stack.get();
-  thread.context.uc_stack.ss_size = kStack;
-  thread.context.uc_link = &block.scheduler;
-  makecontext(&thread.context, enter, 0);
+  auto end = reinterpret_cast<uintptr_t>(thread.stack.get() + kStack) / 16 * 16;
+  // From the end: where a caller's address would be, where to begin, six registers.
+  auto* slots = reinterpret_cast<void**>(end);
+  slots[-1] = nullptr;
+  slots[-2] = reinterpret_cast<void*>(enter);
+  thread.top = slots - 8;
 }
 
 void resume(unsigned index) {
   block.current = &block.threads[index];
   block.current->waits = Barrier::none;
   threadIdx = {index, 0, 0};
-  swapcontext(&block.scheduler, &block.current->context);
+  cuda_on_cpu_change_stacks(&block.scheduler, block.current->top);
 }
 
 /// Resumes [begin, end) if all of them wait at that barrier; whoever comes last first in odd blocks, so that code that
@@ -87,7 +113,7 @@ bool run_block(unsigned threads) {
 void wait(Barrier barrier) {
   Thread& self = *block.current;
   self.waits = barrier;
-  swapcontext(&self.context, &block.scheduler);
+  cuda_on_cpu_change_stacks(&self.top, block.scheduler);
 }
 
 unsigned current_lane() { return threadIdx.x % kWarp; }
