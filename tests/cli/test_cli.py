@@ -1,6 +1,9 @@
 """The command line as a user meets it."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -79,6 +82,15 @@ def test_help_of_every_command(command, capsys):
         main([command, "--help"])
     assert stopped.value.code == 0
     assert "--output" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "progdistill", "distill", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_errors_are_a_line_not_a_traceback(files, capsys):

@@ -50,6 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(command: str, arguments: list[str]) -> int:
     try:
         importlib.import_module(f"progdistill.cli.{command.replace('-', '_')}").run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush fails as well
+        return 141  # as of a program that SIGPIPE has ended
     except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("PROGDISTILL_TRACEBACK"):
             raise
