@@ -3,6 +3,7 @@
 What they compute, read and write is the code that nvcc compiles; speed and hardware's races they cannot show.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -23,6 +24,17 @@ ROOT = Path(__file__).parents[1]
 def tool(name: str) -> str | None:
     """A program beside this Python, or on PATH."""
     return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+@contextlib.contextmanager
+def alone(folder: Path):
+    """Waits until no other process (of pytest-xdist, say) builds in a folder."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache
@@ -52,9 +64,10 @@ def extension():
         build,
         *(f"-D{name}={value}" for name, value in definitions.items()),
     ]
-    for command in (configure, [cmake, "--build", build, "--parallel", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    with alone(build):
+        for command in (configure, [cmake, "--build", build, "--parallel", "2"]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (build / "module").glob("_C.*.so")
     spec = importlib.util.spec_from_file_location("cuda_on_cpu._C", path)
     module = importlib.util.module_from_spec(spec)

@@ -1,14 +1,13 @@
 """The commands of a page of the docs, and how they are run: with a tiny network and as few updates as there can be."""
 
-import os
 import re
 import shlex
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
+from torch.distributed.run import get_args_parser
+
 from progdistill.cli.main import main
+from torchrun import run_forked
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -25,7 +24,6 @@ SMALL = {
     "--num-images": "8",
     "--sfd-iterations": "1",
     "--pd-updates-per-round": "1",
-    "--nproc_per_node": "2",
 }
 ALWAYS = {
     "train": ("--network", "--max-train-steps", "--train-batch-size"),
@@ -68,19 +66,13 @@ def small(arguments, command):
 
 
 def run(line):
+    """Runs a command; of torchrun's processes, two at most."""
     words = shlex.split(line)
     if words[0] == "torchrun":
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        place = words.index("progdistill")
-        torchrun, arguments = small(words[1:place], None), small(words[place + 2 :], words[place + 1])
-        command = [sys.executable, "-m", "torch.distributed.run", f"--master_port={port}", *torchrun]
-        command += ["progdistill", words[place + 1], *arguments]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        given = get_args_parser().parse_args(words[1:])
+        assert given.module and given.training_script == "progdistill", line
+        command, *arguments = given.training_script_args
+        run_forked(min(2, int(given.nproc_per_node)), main, [command, *small(arguments, command)])
     else:
         assert words[0] == "progdistill", f"neither progdistill nor torchrun: {line}"
         assert main([words[1], *small(words[2:], words[1])]) == 0, line

@@ -2,27 +2,21 @@
 
     python tests/cli/kill_sampling.py --kills 100 --seed 1
 
-Each attempt is a process of its own, forked from this one (which has imported everything and started no threads), and
-ended by SIGKILL: at a random moment after some more parts are there, or while the parts are being put together. No part
-that was there at a kill may be made again. Prints a line for each kill.
+Each attempt is a process of its own, killed at a random moment after some more parts are there, or while the parts are
+being put together. No part that was there at a kill may be made again. Prints a line for each kill.
 """
 
 from __future__ import annotations
 
-import argparse
 import glob
 import hashlib
 import os
 import random
-import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from progdistill.cli import main as progdistill
 from progdistill.cli import sample as command
@@ -33,6 +27,8 @@ from progdistill.interop import load
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 from sampling_runs import save_model
+
+from killed_processes import ended, fork, kill, kill_and_compare
 
 WRITING, JOINING, QUIET = "while a part is written", "while the parts are put together", "while nothing is written"
 OUTPUTS = ("images.npz", "images.zip", "images")
@@ -70,28 +66,6 @@ def sample(folder: Path, output: str) -> None:
         raise SystemExit(1)
 
 
-def start(folder: Path, output: str) -> int:
-    """Forks a process that samples; returns its number."""
-    sys.stdout.flush()
-    process = os.fork()
-    if process:
-        return process
-    status = 1
-    try:
-        sample(folder, output)
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def ended(process: int) -> bool:
-    """Whether a process has ended by itself; an error if it failed."""
-    done, status = os.waitpid(process, os.WNOHANG)
-    if done and os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"the command failed with status {os.waitstatus_to_exitcode(status)}")
-    return bool(done)
-
-
 def going_on(folder: Path, output: str) -> str:
     """What the command is doing, by the files that are there."""
     work = f"{folder}/{output}.parts"
@@ -111,11 +85,11 @@ def made(folder: Path) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def kill(folder: Path, output: str, chance: random.Random) -> str | None:
+def start_and_kill(folder: Path, output: str, chance: random.Random) -> str | None:
     """Starts the command and kills it; returns what it was doing then, or None if it had come to its end."""
     joining = chance.random() < 0.2
     goal = COUNT // PART if joining else len(parts_there(folder, output)) + chance.randint(0, 5)
-    process = start(folder, output)
+    process = fork(sample, folder, output)
     while not ended(process):
         if len(parts_there(folder, output)) < goal or not Path(folder, f"{output}.parts").exists():
             continue
@@ -123,8 +97,7 @@ def kill(folder: Path, output: str, chance: random.Random) -> str | None:
             continue
         time.sleep(0 if joining else chance.uniform(0, 8 * SLOW))
         found = going_on(folder, output)
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        kill(process)
         return found
     return None
 
@@ -135,57 +108,38 @@ def digests(path: Path) -> dict[str, str]:
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
 
-def disturbed_run(root: Path, number: int, left: int, chance: random.Random) -> tuple[Counter, bool]:
-    """Kills one output up to `left` times and lets it end; returns what the kills met, and whether all was well."""
-    output = OUTPUTS[number % len(OUTPUTS)]
-    folder = root / f"run-{number}"
-    folder.mkdir()
+def undisturbed_run(root: Path) -> dict[str, dict[str, str]]:
+    """The digests of each output."""
+    save_model(root / "model")
+    load(root / "model")  # imports what loading needs, once for all attempts
+    (root / "whole").mkdir()
+    for output in OUTPUTS:
+        ended(fork(sample, root / "whole", output), wait=True)
+    return {output: digests(root / "whole" / output) for output in OUTPUTS}
+
+
+def disturbed_run(whole: dict[str, dict[str, str]], folder: Path, most: int, chance: random.Random):
+    """Kills one output up to `most` times and lets it end; returns what the kills met, and whether all was well."""
+    output = OUTPUTS[int(folder.name.split("-")[1]) % len(OUTPUTS)]
     tally: Counter[str] = Counter()
     repeated: set[int] = set()
-    while tally.total() < left:
+    found: str | None = QUIET
+    while found:
         before, there = len(made(folder)), parts_there(folder, output)
-        found = kill(folder, output, chance)
+        if tally.total() < most:
+            found = start_and_kill(folder, output, chance)
+        else:
+            found = None
+            ended(fork(sample, folder, output), wait=True)
         repeated |= there & set(made(folder)[before:])
-        if found is None:
-            break
-        tally[found] += 1
-        print(f"{output}: killed {found}, {len(parts_there(folder, output))} of {COUNT // PART} parts there")
-    before, there = len(made(folder)), parts_there(folder, output)
-    os.waitpid(start(folder, output), 0)
-    repeated |= there & set(made(folder)[before:])
-    equal = digests(folder / output) == digests(root / "whole" / output)
+        if found:
+            tally[found] += 1
+            print(f"{output}: killed {found}, {len(parts_there(folder, output))} of {COUNT // PART} parts there")
+    equal = digests(folder / output) == whole[output]
     clean = sorted(os.listdir(folder)) == sorted([output, MADE])
     print(f"{output}: {'equal' if equal else 'DIFFERENT'}, {len(repeated)} parts made twice, clean: {clean}")
     return tally, equal and clean and not repeated
 
 
-def main() -> int:
-    """Returns 0 if every killed and continued run equals the undisturbed one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    chance = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        save_model(root / "model")
-        load(root / "model")  # imports what loading needs, once for all attempts
-        (root / "whole").mkdir()
-        for output in OUTPUTS:
-            os.waitpid(start(root / "whole", output), 0)
-        runs, wrong, tally = 0, 0, Counter()
-        while tally.total() < arguments.kills:
-            # A few kills a run, so that runs are continued again and again and still come to their end.
-            found, well = disturbed_run(root, runs, min(8, arguments.kills - tally.total()), chance)
-            tally += found
-            wrong += not well
-            runs += 1
-    for what, count in sorted(tally.items()):
-        print(f"{count:4d} {what}")
-    print(f"{tally.total()} kills, {runs} runs, {wrong} wrong")
-    return int(wrong > 0)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(kill_and_compare(__doc__, 16, undisturbed_run, disturbed_run))

@@ -4,14 +4,20 @@ import dataclasses
 import os
 import signal
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import progdistill
 import tiny
+from progdistill.cli import main
 from progdistill.cli import sample as command
 from progdistill.nets.unet import UNet
+
+OUTPUTS = ("images.npz", "images.zip", "images", "grid.png")
+COUNT, BATCH, SEED = 22, 8, 95
 
 
 def model(channels=1, num_classes=None, seed=0):
@@ -55,3 +61,31 @@ def terminate():
 
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def arguments(output, *more, model="grey"):
+    """A command line; of an option that is given twice the last one counts."""
+    options = {"--model": model, "--output": output, "--num-images": COUNT, "--max-batch-size": BATCH, "--seed": SEED}
+    options |= {"--steps": 2, "--device": "cpu"} | dict(zip(more[::2], more[1::2], strict=True))
+    return ["sample", *(str(word) for option in options.items() for word in option)]
+
+
+def sample(output, *more, flags=(), **options):
+    return main([*arguments(output, *more, **options), *flags])
+
+
+def expected(model, labels=None):
+    """(N, H, W, C), from the library: PIL images, part by part."""
+    pictures = []
+    for first in range(0, COUNT, BATCH):
+        seeds = torch.arange(first, min(first + BATCH, COUNT)) + SEED
+        part = None if labels is None else labels[first : first + BATCH]
+        pictures += progdistill.sample(model, 2, seed=seeds, class_labels=part)
+    return np.stack([np.asarray(picture).reshape(8, 8, -1) for picture in pictures])
+
+
+def content(path):
+    """All bytes of a file or folder, by name."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}

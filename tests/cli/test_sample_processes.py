@@ -1,7 +1,5 @@
 """`progdistill sample` in real processes: under torchrun, and killed."""
 
-import os
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +9,7 @@ import pytest
 import torch
 
 from progdistill.cli import main
+from torchrun import torchrun
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sampling_runs import before_part, save_model, terminate
@@ -21,17 +20,8 @@ OUTPUTS = ("images.npz", "images.zip", "images", "begun.npz")
 PARTS = [(first, min(first + 4, 45)) for first in range(0, 45, 4)]
 
 
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def two_processes(place, folder, *arguments):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    command += [str(HERE / "two_samplers.py"), *arguments, "--", *OPTIONS, "--model", str(place / "model")]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, env=environment())
+    return torchrun(2, HERE / "two_samplers.py", *arguments, "--", *OPTIONS, "--model", place / "model", cwd=folder)
 
 
 def one_process(place, output):
@@ -94,9 +84,7 @@ def test_a_process_that_fails_ends_all_and_the_rest_is_made_later(place, tmp_pat
 
 def test_runs_killed_at_any_moment_go_on_byte_for_byte():
     """16 kills here, in real processes; `kill_sampling.py --kills 100` by hand."""
-    done = subprocess.run(
-        [sys.executable, HERE / "kill_sampling.py"], capture_output=True, text=True, timeout=600, env=environment()
-    )
+    done = subprocess.run([sys.executable, HERE / "kill_sampling.py"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "16 kills" in done.stdout and "0 wrong" in done.stdout
     assert "while a part is written" in done.stdout

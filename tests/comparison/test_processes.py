@@ -1,37 +1,16 @@
 """`progdistill compare` in two processes: one voice, each file written by one of them, the figures of one process."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from progdistill.comparison import compare
 from small_comparisons import SMALL, settings
+from torchrun import torchrun
 
 SCRIPT = Path(__file__).parent / "two_comparers.py"
 METHODS = ("ddim", "d_ode", "sfd", "pd")
-
-
-def two_processes(place, arguments):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(SCRIPT), "--", *arguments],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_two_processes_compare_as_one(folder, tmp_path, measured):
@@ -44,7 +23,9 @@ def test_two_processes_compare_as_one(folder, tmp_path, measured):
         "--steps",
         "2,3",
     ]
-    said = two_processes(tmp_path, arguments)
+    done = torchrun(2, SCRIPT, "--", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout
     for line in ("ddim, 2 calls: ", "d_ode, 3 calls, trained in", "pd, 3 steps: left out", "look at "):
         assert said.count(line) == 2, said  # two runs, each with one voice
     assert said.count("(measured before)") == 6

@@ -260,7 +260,9 @@ def main(folder: Path, first: int, count: int) -> None:
             faulthandler.cancel_dump_traceback_later()
             if problem is not None:
                 print(json.dumps({"case": case, "problem": problem[:600]}), flush=True)
-    print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    # Not of getrusage, which begins with the memory of the process that this one was started from.
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(json.dumps({"peak": int(peak.split()[1]) * 1024}))
     print("done", flush=True)
 
 

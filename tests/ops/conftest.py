@@ -63,7 +63,11 @@ class Backend(NamedTuple):
 
 @pytest.fixture(params=["triton"] if INTERPRETED else COMPILED)
 def backend(request, monkeypatch) -> Backend:
-    """Each compiled backend; "cuda_on_cpu" is the CUDA code, emulated."""
+    """Each compiled backend that has the OPERATION of the module, if it names one; "cuda_on_cpu" is emulated."""
+    name = request.param.removesuffix("_on_cpu")
+    operation = getattr(request.module, "OPERATION", None)
+    if operation and name not in backends.declared()[operation]:
+        pytest.skip(f"backend {name} has no {operation}")
     if request.param == "cuda_on_cpu":
         cuda_on_cpu.use(monkeypatch)
         return Backend("cuda", "cpu")

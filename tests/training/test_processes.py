@@ -2,11 +2,6 @@
 
 import json
 import math
-import os
-import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import tiny
 from interrupted_runs import lines
+from progdistill.cli import main
+from torchrun import run_forked, torchrun
+from training import two_processes
 
-SCRIPT = Path(__file__).parent / "two_processes.py"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(processes, *arguments):
-    """Runs a program and returns what it printed; `processes` = 1 runs it without torchrun."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command += [str(a) for a in arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+SCRIPT = Path(two_processes.__file__)
+TRAINING = two_processes.main
 
 
 def weights(folder):
@@ -49,10 +31,12 @@ def weights(folder):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
+    done = torchrun(2, SCRIPT, root / "two", 1)
+    assert done.returncode == 0, done.stdout + done.stderr
     output = {
-        "two": start(2, SCRIPT, root / "two", 1),
-        "accumulated": start(1, SCRIPT, root / "accumulated", 2),
-        "whole": start(1, SCRIPT, root / "whole", 1),
+        "two": done.stdout + done.stderr,
+        "accumulated": run_forked(1, TRAINING, root / "accumulated", 2),
+        "whole": run_forked(1, TRAINING, root / "whole", 1),
     }
     return root, output
 
@@ -79,9 +63,8 @@ def test_two_processes_equal_the_whole_batch_but_for_rounding(tmp_path):
     AdamW divides by the gradient's size, so a rounding difference of 1e-7 in a gradient that is nearly zero may turn a
     step of up to 1e-3; in the mean the weights must agree to 1e-5.
     """
-    script = changed_script(tmp_path, "tiny.WITH_DROPOUT", "tiny.NETWORK")
-    start(2, script, tmp_path / "two", 1)
-    start(1, script, tmp_path / "whole", 1)
+    for count, folder in ((2, "two"), (1, "whole")):
+        run_forked(count, TRAINING, tmp_path / folder, 1, None, tiny.NETWORK)
     two, whole = weights(tmp_path / "two"), weights(tmp_path / "whole")
     difference = torch.cat([(two[name] - whole[name]).abs().flatten() for name in two])
     assert difference.mean() < 1e-5 and difference.max() < 5e-3
@@ -92,28 +75,15 @@ def test_two_processes_equal_the_whole_batch_but_for_rounding(tmp_path):
 
 def test_gradients_of_bfloat16_networks_are_summed_in_float32(tmp_path):
     """Two processes equal one that accumulates, bit for bit; four microbatches in two of them, but for rounding."""
-    script = changed_script(tmp_path, '"device": "cpu"', '"device": "cpu", "mixed_precision": "bf16"')
-    start(2, script, tmp_path / "two", 1)
-    start(1, script, tmp_path / "one", 2)
+    for count, folder, microbatches in ((2, "two", 1), (1, "one", 2), (2, "four", 2), (1, "alone", 4)):
+        run_forked(count, TRAINING, tmp_path / folder, microbatches, None, tiny.WITH_DROPOUT, "bf16")
     two, one = weights(tmp_path / "two"), weights(tmp_path / "one")
     assert all(torch.equal(two[name], one[name]) for name in two)
     assert {line["precision"] for line in lines(tmp_path / "two" / "student") if "learning_rate" in line} == {
         "bfloat16"
     }
-    start(2, script, tmp_path / "four", 2)
-    start(1, script, tmp_path / "alone", 4)
     four, alone = weights(tmp_path / "four"), weights(tmp_path / "alone")
     assert torch.cat([(four[name] - alone[name]).abs().flatten() for name in four]).mean() < 2e-4
-
-
-def changed_script(folder, before, after):
-    source = SCRIPT.read_text()
-    assert before in source
-    script = folder / "training" / "changed.py"
-    script.parent.mkdir()
-    script.write_text(source.replace(before, after))
-    shutil.copy(SCRIPT.parents[1] / "tiny.py", folder)
-    return script
 
 
 def test_only_the_first_process_speaks(runs):
@@ -127,9 +97,9 @@ def test_only_the_first_process_speaks(runs):
 def test_a_run_of_one_process_goes_on_in_two_and_says_that_bits_differ(runs, tmp_path):
     root, _ = runs
     stopped = tmp_path / "run"
-    start(1, SCRIPT, stopped, 1, 9)
+    run_forked(1, TRAINING, stopped, 1, 9)
     assert list((stopped / "teacher" / "checkpoints").iterdir())
-    said = start(2, SCRIPT, stopped, 1)
+    said = run_forked(2, TRAINING, stopped, 1)
     assert said.count("processes was 1, is 2") == 1 and "will not equal" in said
     assert [r.get("update") for r in lines(stopped / "teacher")] == [
         r.get("update") for r in lines(root / "whole/teacher")
@@ -140,10 +110,12 @@ def test_sampling_is_shared_out(runs, tmp_path):
     """The images of one process, each made once: as single files, and in one grid."""
     root, _ = runs
     model = root / "two" / "student" / "model"
-    command = ("-m", "progdistill", "sample", "--model", model, "--num-images", "11", "--seed", "3", "--output")
+    command = ["sample", "--model", str(model), "--num-images", "11", "--seed", "3", "--output"]
     for output in ("folder", "grid.png"):
-        start(1, *command, tmp_path / "alone" / output)
-        assert start(2, *command, tmp_path / "two" / output).count("11 images in") == 1
+        assert main([*command, str(tmp_path / "alone" / output)]) == 0
+    done = torchrun(2, "-m", "progdistill", *command, tmp_path / "two" / "folder")
+    assert done.returncode == 0 and done.stdout.count("11 images in") == 1, done.stdout + done.stderr
+    assert run_forked(2, main, [*command, str(tmp_path / "two" / "grid.png")]).count("11 images in") == 1
     files = sorted(p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*.png"))
     assert len(files) == 12
     for file in files:
@@ -157,11 +129,11 @@ def test_distances_are_those_of_one_process(runs, tmp_path):
     root, _ = runs
     pixels = np.random.default_rng(1).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=pixels)
-    command = ("-m", "progdistill", "evaluate", "--model", root / "two" / "student" / "model", "--num-images", "45")
-    command += ("--data", tmp_path / "images.npz", "--features", "pixels", "--steps", "1", "2", "--seeds", "2")
-    command += ("--metrics", "frechet", "precision_recall", "--output")
-    start(1, *command, tmp_path / "alone.json")
-    assert start(2, *command, tmp_path / "two.json").count("45 images") == 1
+    command = ["evaluate", "--model", str(root / "two" / "student" / "model"), "--num-images", "45"]
+    command += ["--data", str(tmp_path / "images.npz"), "--features", "pixels", "--steps", "1", "2", "--seeds", "2"]
+    command += ["--metrics", "frechet", "precision_recall", "--output"]
+    assert main([*command, str(tmp_path / "alone.json")]) == 0
+    assert run_forked(2, main, [*command, str(tmp_path / "two.json")]).count("45 images") == 1
     ours, theirs = (json.loads((tmp_path / f"{who}.json").read_text())["steps"] for who in ("two", "alone"))
     for steps in ("1", "2"):
         for figure in theirs[steps]:

@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node=2 tests/training/two_processes.py FOLDER ACCUMULATION [STOP_AT]
 
-Trains a teacher and distils it in FOLDER; with STOP_AT, the teacher's run ends after that many updates.
+Trains a teacher and distils it in FOLDER; with STOP_AT, the teacher's run ends after that many updates. Where nothing
+depends on torchrun itself, the tests call `main` in processes of their own.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
 
 
-def main(folder: Path, accumulation: int, stop_at: int | None) -> None:
+def main(folder: Path, accumulation: int, stop_at=None, network=tiny.WITH_DROPOUT, mixed_precision="no") -> None:
     """Both recipes."""
     torch.set_num_threads(1)
     common = {"train_batch_size": 8, "gradient_accumulation_steps": accumulation, "device": "cpu", "progress": True}
     common |= {"ema_decay": 0.9, "learning_rate": 1e-3, "logging_steps": 5, "checkpointing_steps": 4}
+    common["mixed_precision"] = mixed_precision
     if stop_at is not None:
         original = RunningLoss.add
 
@@ -36,7 +38,7 @@ def main(folder: Path, accumulation: int, stop_at: int | None) -> None:
 
         RunningLoss.add = add
     teacher = progdistill.train(
-        tiny.IMAGES, str(folder / "teacher"), network=tiny.WITH_DROPOUT, max_train_steps=12, lr_warmup_steps=2, **common
+        tiny.IMAGES, str(folder / "teacher"), network=network, max_train_steps=12, lr_warmup_steps=2, **common
     )
     progdistill.distill(
         teacher,
