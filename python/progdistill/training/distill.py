@@ -201,7 +201,7 @@ def _distill_round(
         on_validation=on_validation,
         precision=precision,
     )
-    result: RoundResult = run_round(round_, batches, config, run)
+    result: RoundResult = run_round(round_, batches, config.for_round(steps), run)
     comparison = on_main_process(lambda: on_validation(result.student, updates))
     run.write(
         {
