@@ -267,6 +267,8 @@ class RoundsConfig(DataConfig, ScheduleConfig, RunConfig):
     """Division of the step count in a round."""
     teacher_substeps: int = 2
     """Teacher steps inside a student's step: 2 to 16; the paper takes 2, even with step_factor 4 (appendix I)."""
+    first_teacher_substeps: int | None = None
+    """As many in the first round, whose teacher knows all times: more follow it more exactly; none: as in all."""
     teacher_sampler: Literal["ddim", "addim"] = "ddim"
     """The teacher's steps; addim (Heek et al. 2024) makes up for the variance that DDIM loses."""
     addim_eta: float | None = 0.75
@@ -327,11 +329,12 @@ class DistillConfig(LoopConfig, RoundsConfig):
             )
 
     def _check_teacher_steps(self) -> None:
-        if not 2 <= self.teacher_substeps <= MAX_TEACHER_SUBSTEPS:
-            raise ValueError(
-                f"teacher_substeps is {self.teacher_substeps}; the teacher takes 2 to {MAX_TEACHER_SUBSTEPS} steps "
-                "inside a student's step"
-            )
+        for name in ("teacher_substeps", "first_teacher_substeps"):
+            count = getattr(self, name)
+            if count is not None and not 2 <= count <= MAX_TEACHER_SUBSTEPS:
+                raise ValueError(
+                    f"{name} is {count}; the teacher takes 2 to {MAX_TEACHER_SUBSTEPS} steps inside a student's step"
+                )
         if self.rounds > 1 and self.step_factor % self.teacher_substeps:
             raise ValueError(
                 f"teacher_substeps is {self.teacher_substeps}, which does not divide step_factor = {self.step_factor}: "
@@ -376,6 +379,11 @@ class DistillConfig(LoopConfig, RoundsConfig):
         """The number of updates of the round whose student has `steps` steps."""
         return self.updates_at.get(steps, self.updates_per_round)
 
+    def substeps_for(self, steps: int) -> int:
+        """Teacher steps inside one of a student's `steps`."""
+        first = steps == self.student_steps[0] and self.first_teacher_substeps is not None
+        return self.first_teacher_substeps if first else self.teacher_substeps
+
     def for_round(self, steps: int) -> DistillConfig:
-        """The settings of the round whose student has `steps` steps: with its own learning rate."""
+        """The settings that the loop takes for the round whose student has `steps` steps: its own learning rate."""
         return dataclasses.replace(self, learning_rate=self.learning_rate_at.get(steps, self.learning_rate))

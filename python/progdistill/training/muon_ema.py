@@ -96,9 +96,9 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-30)
     a, b, c = _QUINTIC
     gram, product = x @ x.mT, None
-    unit = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)
+    constant = a * torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
     for iteration in range(_ITERATIONS):
-        factor = torch.baddbmm(torch.add(a * unit, gram, alpha=b), gram, gram, alpha=c)
+        factor = torch.baddbmm(torch.add(constant, gram, alpha=b), gram, gram, alpha=c)
         product = factor if product is None else factor @ product
         if iteration + 1 < _ITERATIONS:
             gram = factor @ gram @ factor

@@ -15,7 +15,8 @@ _LATER = {
     "guidance_range": None,
     "guidance_updates": None,
 }
-_LATER_STILL = {"optimizer": "adamw", "muon_momentum": 0.95, "learning_rate_at": {}}  # than the first conversions, too
+# Younger than the first conversions, too.
+_LATER_STILL = {"optimizer": "adamw", "muon_momentum": 0.95, "learning_rate_at": {}, "first_teacher_substeps": None}
 
 
 def fingerprint(config: LoopConfig) -> dict[str, Any]:
