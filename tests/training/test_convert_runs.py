@@ -15,7 +15,7 @@ from interrupted_runs import Interrupted, interrupt_at, lines
 from progdistill.core import Denoiser, TableSchedule
 from progdistill.nets.unet import UNet
 from progdistill.training import ConvertConfig, DistillConfig, convert, distill
-from progdistill.training.config import fingerprint
+from progdistill.training.run_fingerprint import fingerprint
 
 QUICK = {"train_batch_size": 8, "progress": False, "device": "cpu", "logging_steps": 2, "checkpointing_steps": 3}
 QUICK |= {"validation_images": 4, "ema_decay": 0.9}

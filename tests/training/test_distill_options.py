@@ -160,6 +160,18 @@ def test_a_first_teacher_may_take_any_number_of_steps(tmp_path):
         distill(teacher, rounds=2, end_steps=3, overwrite=True, **options)
 
 
+def test_more_steps_of_the_first_teacher_only(tmp_path):
+    teacher = Denoiser(Scaled(), sample_shape=SHAPE)
+    options = {"first_teacher_substeps": 5, "data": data(), "updates_per_round": 2, **QUICK}
+    student = distill(teacher, rounds=3, output_dir=str(tmp_path / "a"), **options)
+    ends = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [end["teacher_steps"] for end in ends if end["event"] == "round_end"] == [20, 4, 2]
+    with pytest.raises(ValueError, match="first_teacher_substeps is 5, but the teacher was itself distilled for 4"):
+        distill(student.students[4](), rounds=2, output_dir=str(tmp_path / "b"), **options)
+    with pytest.raises(ValueError, match="first_teacher_substeps is 17; the teacher takes 2 to 16"):
+        DistillConfig(output_dir="x", first_teacher_substeps=17)
+
+
 @pytest.fixture
 def teachers(monkeypatch):
     """The weights of the teacher of every round that is begun."""

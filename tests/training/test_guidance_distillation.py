@@ -16,10 +16,10 @@ from progdistill.core.random import Stream, uniform
 from progdistill.ops import diffuse_seeded
 from progdistill.training import DistillConfig, convert, distill, train, update_graph
 from progdistill.training.batches import Batch
-from progdistill.training.config import fingerprint
 from progdistill.training.conversion_objective import ConversionObjective
 from progdistill.training.distill import DistillationObjective
 from progdistill.training.guidance import GuidanceObjective, guided_student, with_drawn_guidance
+from progdistill.training.run_fingerprint import fingerprint
 from recorded_graph import CpuRecorder
 
 QUICK = {"train_batch_size": 8, "progress": False, "device": "cpu", "logging_steps": 2, "checkpointing_steps": 3}

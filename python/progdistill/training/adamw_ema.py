@@ -15,7 +15,7 @@ from progdistill.ops.layout import laid_out_as
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class _Update(NamedTuple):
+class Update(NamedTuple):
     """A parameter that has a gradient, and what an update of it reads and writes."""
 
     parameter: nn.Parameter
@@ -115,7 +115,7 @@ class AdamWEma(torch.optim.AdamW):
         self._count_up([update.state for update in updates])
         for group, members in zip(self.param_groups, groups, strict=True):
             # One call in all, unless some of the group's parameters have been left out before, or have no twin.
-            calls: dict[tuple, list[_Update]] = {}
+            calls: dict[tuple, list[Update]] = {}
             for update in members:
                 key = id(update.state["step"]), update.twin is None, update.parameter.dtype
                 calls.setdefault(key, []).append(update)
@@ -178,7 +178,7 @@ class AdamWEma(torch.optim.AdamW):
             average = self._averages[parameter] = parameter.detach().clone()
         return average
 
-    def _with_gradients(self, group: dict[str, Any]) -> list[_Update]:
+    def _with_gradients(self, group: dict[str, Any]) -> list[Update]:
         for option in ("amsgrad", "maximize", "differentiable"):
             if group.get(option):
                 raise ValueError(f"a group has {option}=True, which AdamWEma does not do; use torch.optim.AdamW")
@@ -193,19 +193,23 @@ class AdamWEma(torch.optim.AdamW):
                     )
                 grad = twin.grad
             if grad is not None:
-                state = self._prepared_state(parameter)
+                state = self._prepared_state(parameter, self._moments(group))
                 average = self._average(parameter) if self.ema_decay is not None else None
-                updates.append(_Update(parameter, grad, state, average, twin))
+                updates.append(Update(parameter, grad, state, average, twin))
         return updates
 
-    def _prepared_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+    def _moments(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """What a group's parameters have in `state` besides their step."""
+        return _MOMENTS
+
+    def _prepared_state(self, parameter: nn.Parameter, moments: tuple[str, ...]) -> dict[str, Tensor]:
         """A parameter's state, made if it is missing; it lies in memory as the parameter does."""
         state = self.state[parameter]
         if not state:
-            for name in _MOMENTS:
+            for name in moments:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         elif state["exp_avg"].stride() != parameter.stride():
-            for name in _MOMENTS:
+            for name in moments:
                 state[name] = laid_out_as(state[name], parameter)
             if parameter in self._averages:
                 self._averages[parameter] = laid_out_as(self._averages[parameter], parameter)
@@ -242,7 +246,7 @@ class AdamWEma(torch.optim.AdamW):
                 counters[value] = torch.tensor(value, dtype=torch.int64, device=parameter.device)
             state["step"] = counters[value]
 
-    def _run(self, group: dict[str, Any], updates: list[_Update]) -> None:
+    def _run(self, group: dict[str, Any], updates: list[Update]) -> None:
         adamw_ema(
             [update.parameter for update in updates],
             [update.grad for update in updates],

@@ -57,12 +57,16 @@ class LoopConfig(RunConfig):
     gradient_accumulation_steps: int = 1
     """Microbatches that an update's batch is split into, to save memory."""
     learning_rate: float = 1e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW, and of Muon, whose steps are scaled to AdamW's."""
     lr_warmup_steps: int = 0
     """Updates over which the learning rate rises linearly from 0."""
     lr_scheduler: Literal["constant", "linear", "piecewise_constant"] = "linear"
     """After the warm-up: constant, annealed linearly to 0 at the end of the round, or (piecewise_constant) a tenth from
     half of the round on."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon (Jordan et al. 2024) for the inner convolutions and linear layers and AdamW for the rest."""
+    muon_momentum: float = 0.95
+    """Decay of Muon's momentum."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
@@ -138,6 +142,10 @@ class LoopConfig(RunConfig):
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; use auto, no or bf16")
         if self.cuda_graph not in ("auto", "require", True, False):
             raise ValueError(f'cuda_graph is {self.cuda_graph!r}; use "auto", "require" or False')
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; use adamw or muon")
+        if not 0 <= self.muon_momentum < 1:
+            raise ValueError(f"muon_momentum is {self.muon_momentum}; it lies in [0, 1)")
         if self.lr_scheduler not in ("constant", "linear", "piecewise_constant"):
             raise ValueError(f"unknown lr_scheduler {self.lr_scheduler!r}; use constant, linear or piecewise_constant")
 
@@ -259,6 +267,8 @@ class RoundsConfig(DataConfig, ScheduleConfig, RunConfig):
     """Division of the step count in a round."""
     teacher_substeps: int = 2
     """Teacher steps inside a student's step: 2 to 16; the paper takes 2, even with step_factor 4 (appendix I)."""
+    first_teacher_substeps: int | None = None
+    """As many in the first round, whose teacher knows all times: more follow it more exactly; none: as in all."""
     teacher_sampler: Literal["ddim", "addim"] = "ddim"
     """The teacher's steps; addim (Heek et al. 2024) makes up for the variance that DDIM loses."""
     addim_eta: float | None = 0.75
@@ -271,6 +281,8 @@ class RoundsConfig(DataConfig, ScheduleConfig, RunConfig):
     """Updates of a round."""
     updates_at: dict[int, int] = dataclasses.field(default_factory=dict)
     """Other numbers of updates for the students of certain step counts, for instance 2 100000 1 100000."""
+    learning_rate_at: dict[int, float] = dataclasses.field(default_factory=dict)
+    """Other peak learning rates for the students of certain step counts, for instance 16 1e-5 8 2e-5."""
     conversion_updates: int | None = None
     """Updates of the round that converts an epsilon teacher first; none: updates_per_round; 0: refuse such teachers."""
     guidance_range: tuple[float, float] | None = None
@@ -305,9 +317,11 @@ class DistillConfig(LoopConfig, RoundsConfig):
                 f"start_steps is {self.start_steps}, but {self.rounds} rounds by {self.step_factor} that end at "
                 f"{self.end_steps} steps start at {self.teacher_steps}; leave start_steps out or change rounds"
             )
-        unknown = sorted(set(self.updates_at) - set(self.student_steps))
-        if unknown:
-            raise ValueError(f"updates_at names {unknown} steps; this run's students have {self.student_steps}")
+        for name in ("updates_at", "learning_rate_at"):
+            if unknown := sorted(set(getattr(self, name)) - set(self.student_steps)):
+                raise ValueError(f"{name} names {unknown} steps; this run's students have {self.student_steps}")
+        if min(self.learning_rate_at.values(), default=0) < 0:
+            raise ValueError(f"learning_rate_at is {self.learning_rate_at}; a learning rate is not negative")
         if self.weighting in ("snr", "min_snr") and self.end_steps == 1:
             raise ValueError(
                 f"weighting {self.weighting!r} is zero at t = 1, which is all there is in the 1-step round: it would "
@@ -315,11 +329,12 @@ class DistillConfig(LoopConfig, RoundsConfig):
             )
 
     def _check_teacher_steps(self) -> None:
-        if not 2 <= self.teacher_substeps <= MAX_TEACHER_SUBSTEPS:
-            raise ValueError(
-                f"teacher_substeps is {self.teacher_substeps}; the teacher takes 2 to {MAX_TEACHER_SUBSTEPS} steps "
-                "inside a student's step"
-            )
+        for name in ("teacher_substeps", "first_teacher_substeps"):
+            count = getattr(self, name)
+            if count is not None and not 2 <= count <= MAX_TEACHER_SUBSTEPS:
+                raise ValueError(
+                    f"{name} is {count}; the teacher takes 2 to {MAX_TEACHER_SUBSTEPS} steps inside a student's step"
+                )
         if self.rounds > 1 and self.step_factor % self.teacher_substeps:
             raise ValueError(
                 f"teacher_substeps is {self.teacher_substeps}, which does not divide step_factor = {self.step_factor}: "
@@ -364,36 +379,11 @@ class DistillConfig(LoopConfig, RoundsConfig):
         """The number of updates of the round whose student has `steps` steps."""
         return self.updates_at.get(steps, self.updates_per_round)
 
+    def substeps_for(self, steps: int) -> int:
+        """Teacher steps inside one of a student's `steps`."""
+        first = steps == self.student_steps[0] and self.first_teacher_substeps is not None
+        return self.first_teacher_substeps if first else self.teacher_substeps
 
-# Younger than the first runs, which resume: they count where they are given.
-_LATER = {
-    "zero_snr": "truncate",
-    "conversion_updates": None,
-    "label_dropout": 0.0,
-    "guidance_range": None,
-    "guidance_updates": None,
-}
-
-
-def fingerprint(config: LoopConfig) -> dict[str, Any]:
-    """The settings that decide a run's result, JSON-ready; a resumed run must have the same."""
-    free = {
-        "output_dir",
-        "overwrite",
-        "progress",
-        "checkpoints_total_limit",
-        "checkpointing_steps",
-        "device",
-        "compile",
-        "cuda_graph",
-        "report_to",
-    }
-    if isinstance(config, DataConfig):  # as _LATER
-        free |= {f.name for f in dataclasses.fields(DataConfig)} - set(config.reading_options())
-    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
-    for name, default in _LATER.items():
-        if fields.get(name) == default and not isinstance(config, ConvertConfig):
-            fields.pop(name, None)
-    if "updates_at" in fields:
-        fields["updates_at"] = {str(k): v for k, v in fields["updates_at"].items()}
-    return fields
+    def for_round(self, steps: int) -> DistillConfig:
+        """The settings that the loop takes for the round whose student has `steps` steps: its own learning rate."""
+        return dataclasses.replace(self, learning_rate=self.learning_rate_at.get(steps, self.learning_rate))

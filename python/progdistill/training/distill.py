@@ -51,7 +51,7 @@ class DistillationObjective:
     def __init__(self, teacher: Denoiser, steps: int, config: DistillConfig) -> None:
         self.teacher = teacher
         self.steps = steps
-        self.substeps = config.teacher_substeps
+        self.substeps = config.substeps_for(steps)
         self.addim = config.teacher_sampler == "addim" and steps >= config.addim_min_steps
         self.addim_eta = config.addim_eta
         self.loss_options = config.loss_options()
@@ -182,9 +182,8 @@ def _distill_round(
     student = teacher.with_network(copy_network(teacher.network).requires_grad_(True), valid_steps=(steps,))
 
     def on_validation(model: Denoiser, update: int) -> dict[str, float]:
-        comparison = compare_round(
-            model, teacher, steps, config.validation_images, teacher_substeps=config.teacher_substeps
-        )
+        substeps = config.substeps_for(steps)
+        comparison = compare_round(model, teacher, steps, config.validation_images, teacher_substeps=substeps)
         save_comparison_grid(run, comparison, f"steps-{steps:04d}-update-{update:07d}", index, update)
         return comparison.record()
 
@@ -201,7 +200,7 @@ def _distill_round(
         on_validation=on_validation,
         precision=precision,
     )
-    result: RoundResult = run_round(round_, batches, config, run)
+    result: RoundResult = run_round(round_, batches, config.for_round(steps), run)
     comparison = on_main_process(lambda: on_validation(result.student, updates))
     run.write(
         {
@@ -313,6 +312,11 @@ def _check_teacher(teacher: Denoiser, config: DistillConfig) -> None:
         raise ValueError(
             f"teacher_sampler is addim with addim_eta = {config.addim_eta}, which measures the teacher's error against "
             "the data: a guided prediction is meant to differ from them; use ddim, or addim_eta = None"
+        )
+    if teacher.valid_steps is not None and config.first_teacher_substeps is not None:
+        raise ValueError(
+            f"first_teacher_substeps is {config.first_teacher_substeps}, but the teacher was itself distilled for "
+            f"{wanted} steps and knows no other times; leave it out"
         )
     if teacher.valid_steps is not None and config.step_factor % config.teacher_substeps:
         raise ValueError(

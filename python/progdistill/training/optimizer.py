@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from progdistill.training.adamw_ema import AdamWEma
 from progdistill.training.config import LoopConfig
+from progdistill.training.muon_ema import MuonEma, muon_groups
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -29,20 +30,23 @@ def learning_rate(config: LoopConfig, update: int, total: int) -> float:
 def make_optimizer(
     network: nn.Module, config: LoopConfig, device: torch.device, twins: Mapping[nn.Parameter, Tensor]
 ) -> AdamWEma:
-    """AdamW with decoupled weight decay over all parameters, clipping, and the average of the weights.
+    """AdamW with decoupled weight decay, clipping, and the average of the weights; or Muon for the inner matrices.
 
     Twins are as in `AdamWEma`. The learning rate is a tensor on the device, for a CUDA graph to read.
     """
-    return AdamWEma(
-        [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad],
-        lr=torch.tensor(config.learning_rate, dtype=torch.float64, device=device),
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.adam_weight_decay,
-        max_grad_norm=config.max_grad_norm or math.inf,
-        ema_decay=config.ema_decay,
-        twins=twins,
-    )
+    options = {
+        "lr": torch.tensor(config.learning_rate, dtype=torch.float64, device=device),
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.adam_weight_decay,
+        "max_grad_norm": config.max_grad_norm or math.inf,
+        "ema_decay": config.ema_decay,
+        "twins": twins,
+    }
+    if config.optimizer == "muon":
+        return MuonEma(muon_groups(network), momentum=config.muon_momentum, **options)
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    return AdamWEma(trained, **options)
 
 
 def set_learning_rate(optimizer: AdamWEma, rate: float) -> None:
@@ -61,7 +65,7 @@ def moments(optimizer: AdamWEma, network: nn.Module, updates: int) -> dict[str, 
     for name, parameter in network.named_parameters():
         state = optimizer.state.get(parameter)
         if state:
-            tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
+            tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
             step = state["step"]
             if id(step) not in counts:
                 counts[id(step)] = int(step)
@@ -74,5 +78,6 @@ def restore_moments(optimizer: AdamWEma, network: nn.Module, tensors: dict[str, 
     """Puts back what `moments` gave."""
     for name, parameter in network.named_parameters():
         if f"exp_avg.{name}" in tensors:
-            state = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS}
+            saved = [moment for moment in _MOMENTS if f"{moment}.{name}" in tensors]
+            state = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in saved}
             optimizer.state[parameter] = {"step": float(tensors.get(f"step.{name}", updates)), **state}

@@ -27,9 +27,10 @@ from progdistill.core.files import write_json_atomic
 from progdistill.core.processes import is_main_process, on_main_process
 from progdistill.report import save_png
 from progdistill.training.checkpoint import Checkpoint, CheckpointFolder
-from progdistill.training.config import LoopConfig, fingerprint
+from progdistill.training.config import LoopConfig
 from progdistill.training.metrics_log import MetricsLog
 from progdistill.training.progress import Plan, RunProgress
+from progdistill.training.run_fingerprint import fingerprint
 from progdistill.training.trackers import Tracker, open_trackers, require_trackers
 
 _OWN = ("config.json", "metrics.jsonl", "report.html", "checkpoints", "converted", "guided", "students", "model")
