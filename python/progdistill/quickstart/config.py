@@ -16,9 +16,9 @@ class QuickstartConfig:
     """Folder for teacher, students, final model, classifier.safetensors, metrics.json, the picture and report.html."""
     rounds: int = 5
     """The teacher's 2 ** rounds steps are halved to 1."""
-    teacher_updates: int = 3300
+    teacher_updates: int = 2500
     """Updates of the teacher."""
-    updates_per_round: int = 300
+    updates_per_round: int = 270
     """Updates of the 4-step student; those of 8 steps and more get half, those of 2 and 1 twice as many."""
     evaluation_images: int = 1000
     """Generated images for one Frechet distance."""

@@ -27,9 +27,8 @@ class MuonEma(AdamWEma):
         p <- p - lr 0.2 sqrt(max(C', C k k)) O
 
     so that a step's root mean square is about the 0.2 lr of AdamW's steps, and one learning rate serves both
-    (Liu et al. 2025, equation 4). O is found by five Newton-Schulz iterations in the parameter's dtype, of all matrices
-    of one shape at once. Only the direction of the gradients counts, so clipping does not reach these groups; their
-    norm is part of `grad_norm`.
+    (Liu et al. 2025, equation 4). O is found by five Newton-Schulz iterations in the parameter's dtype. Only the
+    direction of the gradients counts, so clipping does not reach these groups; their norm is part of `grad_norm`.
 
     Args:
         params: groups as torch takes them; see `muon_groups`.
@@ -51,26 +50,23 @@ class MuonEma(AdamWEma):
         if not group.get("muon"):
             super()._run(group, updates)
             return
-        by_shape: dict[tuple, list[Update]] = {}
-        for update in updates:
-            by_shape.setdefault((update.parameter.shape[0], update.parameter[0].numel()), []).append(update)
-        for shape, members in by_shape.items():
-            self._step_matrices(group, shape, members)
+        self._step_matrices(group, updates)
         self._average_and_copy(updates)
 
-    def _step_matrices(self, group: dict[str, Any], shape: tuple[int, int], updates: list[Update]) -> None:
-        """Momentum, direction and weights of parameters whose matrices have one shape."""
+    def _step_matrices(self, group: dict[str, Any], updates: list[Update]) -> None:
+        """Momentum, direction and weights."""
         parameters = [update.parameter for update in updates]
         grads = [update.grad.to(update.parameter.dtype) for update in updates]
         momenta = [update.state["exp_avg"] for update in updates]
         torch._foreach_lerp_(momenta, grads, 1 - self.momentum)
         nesterov = torch._foreach_lerp(grads, momenta, self.momentum)
-        directions = orthogonalised(torch.stack([matrix.reshape(shape) for matrix in nesterov]))
-        rate = group["lr"] * torch.ones((), dtype=torch.float64, device=directions.device)
+        steps = orthogonalised([matrix.flatten(1) for matrix in nesterov])
+        torch._foreach_mul_(steps, [_RMS * math.sqrt(max(step.shape)) for step in steps])
+        rate = group["lr"] * torch.ones((), dtype=torch.float64, device=steps[0].device)
+        torch._foreach_mul_(steps, rate.to(steps[0].dtype))
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, (1 - rate * group["weight_decay"]).to(directions.dtype))
-        steps = directions * (rate * _RMS * math.sqrt(max(shape))).to(directions.dtype)
-        torch._foreach_sub_(parameters, [step.view_as(own) for step, own in zip(steps, parameters, strict=True)])
+            torch._foreach_mul_(parameters, (1 - rate * group["weight_decay"]).to(steps[0].dtype))
+        torch._foreach_sub_(parameters, [step.reshape(own.shape) for step, own in zip(steps, parameters, strict=True)])
 
     def _average_and_copy(self, updates: list[Update]) -> None:
         if self.ema_decay is not None:
@@ -84,25 +80,41 @@ class MuonEma(AdamWEma):
             torch._foreach_copy_([update.twin for update in updates], [update.parameter for update in updates])
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
-    """U V^T of matrices (B, M, N) = U S V^T, about: singular values within 0.7 ... 1.2 instead of 1.
+def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
+    """U V^T of matrices (M, N) = U S V^T, about: singular values within 0.7 ... 1.2 instead of 1.
 
     Those below a thousandth of a matrix's Frobenius norm stay smaller. Five iterations of Jordan et al. 2024's odd
     quintic, X <- P X with P = a + b A + c A A and A = X X^T. P and A commute, so A <- P A P, and X itself is multiplied
-    once, by the product of all P: less work by far where N is much larger than M. Nothing waits for the device.
+    once, by the product of all P: less work by far where N is much larger than M. And A has the shorter side only, so
+    that matrices of different lengths iterate together. Nothing waits for the device.
     """
-    wide = matrices.shape[1] <= matrices.shape[2]
-    x = matrices if wide else matrices.mT
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT for matrix in matrices]
+    norms = torch._foreach_norm(wide)
+    torch._foreach_clamp_min_(norms, 1e-30)
+    wide = torch._foreach_div(wide, norms)
+    by_side: dict[int, list[int]] = {}
+    for index, x in enumerate(wide):
+        by_side.setdefault(x.shape[0], []).append(index)
+    results = list(matrices)
+    for indices in by_side.values():
+        products = _product_of_factors(torch.stack([wide[index] @ wide[index].mT for index in indices]))
+        for index, product in zip(indices, products.unbind(), strict=True):
+            found = product @ wide[index]
+            results[index] = found if found.shape == matrices[index].shape else found.mT
+    return results
+
+
+def _product_of_factors(gram: Tensor) -> Tensor:
+    """The product of the five P, of A = X X^T (B, M, M)."""
     a, b, c = _QUINTIC
-    gram, product = x @ x.mT, None
-    constant = a * torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
+    constant = a * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    product = None
     for iteration in range(_ITERATIONS):
         factor = torch.baddbmm(torch.add(constant, gram, alpha=b), gram, gram, alpha=c)
         product = factor if product is None else factor @ product
         if iteration + 1 < _ITERATIONS:
             gram = factor @ gram @ factor
-    return product @ x if wide else (product @ x).mT
+    return product
 
 
 def muon_groups(network: nn.Module) -> list[dict[str, Any]]:
