@@ -85,12 +85,21 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   return cuda_on_cpu::exchanged(value, cuda_on_cpu::current_lane() ^ mask);
 }
 
+// tests/simulated_gpu has them: a launch on a stream that captures becomes a node of the graph.
+extern "C" __attribute__((weak)) int simulated_gpu_captures(void* stream);
+extern "C" __attribute__((weak)) int simulated_gpu_enqueue(void* stream, void (*call)(void*), void* argument);
+
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(
     const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
-  std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
-  auto call = [&] { std::apply(kernel, values); };
-  return cuda_on_cpu::run(*config, [](void* context) { (*static_cast<decltype(call)*>(context))(); }, &call);
+  auto launch = [config = *config, kernel, values = std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)] {
+    auto thread = [&] { std::apply(kernel, values); };
+    return cuda_on_cpu::run(config, [](void* context) { (*static_cast<decltype(thread)*>(context))(); }, &thread);
+  };
+  if (simulated_gpu_captures == nullptr || !simulated_gpu_captures(config->stream)) return launch();
+  using Launch = decltype(launch);
+  return simulated_gpu_enqueue(
+      config->stream, [](void* node) { (*static_cast<Launch*>(node))(); }, new Launch(launch));
 }
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -128,6 +129,8 @@ void next_slots() { ++block.current->shuffles; }
 void* dynamic_shared() { return block.shared.data(); }
 
 cudaError_t run(const cudaLaunchConfig_t& config, void (*body)(void*), void* context) {
+  static std::mutex one_at_a_time;  // blocks and threads are counted in variables that all launches share
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
   const unsigned threads = config.blockDim.x;
   if (threads == 0 || threads > 1024 || config.gridDim.x == 0) return cudaErrorInvalidConfiguration;
   if (block.threads.size() < threads) {
