@@ -71,6 +71,8 @@ SETTINGS = {
     "accumulated": {"gradient_accumulation_steps": 4},
     "accumulated bf16": {"gradient_accumulation_steps": 2, "mixed_precision": "bf16"},
     "no average": {"ema_decay": 0.0, "max_grad_norm": 0.0},
+    "muon": {"optimizer": "muon"},
+    "muon bf16": {"optimizer": "muon", "mixed_precision": "bf16"},
 }
 
 
