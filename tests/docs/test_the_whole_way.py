@@ -120,7 +120,7 @@ def test_the_readme(folder, monkeypatch):
     text = (ROOT / "README.md").read_text()
     assert [line.split("&&")[-1].strip() for line in commands(text)] == [
         "progdistill quickstart --output-dir out",
-        "pytest",
+        "pytest -n 2 --dist worksteal",
     ]
     network = dataclasses.replace(tiny.NETWORK, sample_size=16, in_channels=3, out_channels=3)
     monkeypatch.setitem(presets.PRESETS, "cifar10", network)
