@@ -5,7 +5,7 @@
 
 #include "cuda_runtime.h"
 
-// swapcontext asks the kernel for the signal mask at each change, which is nearly all of its time; the emulator's threads
+// swapcontext asks the kernel for the signal mask at each change, most of what a change costs; the emulator's threads
 // share one mask. Keeps what the System V x86-64 convention has a callee keep, and changes stacks.
 extern "C" void cuda_on_cpu_change_stacks(void** leave, void* enter);
 asm(R"(
