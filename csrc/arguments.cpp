@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "block.h"
+#include "huge_pages.h"
 
 namespace py = pybind11;
 
@@ -137,6 +138,11 @@ const double* Arguments::angles(const char* name, py::handle object, std::option
         (rows ? std::to_string(*rows) + ", " : "") + std::to_string(samples) + (rows ? ")" : ",)"));
   }
   return static_cast<const double*>(tensor.data());
+}
+
+Sink Arguments::sink(const Tensor& tensor, int heads) const {
+  if (device_.type == dlpack::kCpu) prefer_huge_pages(tensor.data(), tensor.bytes());
+  return {tensor.data(), tensor.dtype(), heads};
 }
 
 Layout Arguments::layout() const {

@@ -40,6 +40,9 @@ class Arguments {
   /// float64 of shape (B,), or (rows, B).
   const double* angles(const char* name, pybind11::handle object, std::optional<int64_t> rows = std::nullopt);
 
+  /// A result, of which nothing has been written yet.
+  Sink sink(const Tensor& tensor, int heads = 1) const;
+
   Layout layout() const;
   const Tensor& first_state() const { return *state_; }
 
@@ -56,6 +59,5 @@ class Arguments {
 };
 
 inline Source source(const Tensor& tensor, int heads = 1) { return {tensor.data(), tensor.dtype(), heads}; }
-inline Sink sink(const Tensor& tensor, int heads = 1) { return {tensor.data(), tensor.dtype(), heads}; }
 
 }  // namespace progdistill

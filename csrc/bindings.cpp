@@ -60,7 +60,7 @@ std::optional<Sink> read_gradient(Arguments& arguments, py::handle object, const
   if (grad.dtype() != pred.dtype()) {
     throw py::type_error("grad is " + text(grad.dtype()) + ", pred is " + text(pred.dtype()));
   }
-  return sink(grad, heads);
+  return arguments.sink(grad, heads);
 }
 
 /// Where a CUDA kernel leaves the partial sums of samples that more than one block works on.
@@ -89,7 +89,7 @@ bool call_normal(py::handle out, py::handle seeds, py::handle step, int64_t stre
   if (to.ndim() < 1) throw py::value_error("out " + to.shape_text() + " must be (B, ...)");
   const int64_t samples = to.size(0), count = samples > 0 ? to.count() / samples : 0;
   const Draw draw = read_draw(arguments, seeds, step, stream, samples, count);
-  auto* numbers = static_cast<float*>(to.data());
+  auto* numbers = static_cast<float*>(arguments.sink(to).data);
   if constexpr (kHasCuda) {
     if (run.on_cuda()) {
       return launched(
@@ -105,7 +105,7 @@ bool call_diffuse(py::handle z, py::handle x, py::handle noise, py::handle phi, 
   const Run run(how, x);
   Arguments arguments(run.device());
   const Source clean = source(arguments.state("x", x)), random = source(arguments.state("noise", noise));
-  const Sink to = sink(arguments.state("z", z));
+  const Sink to = arguments.sink(arguments.state("z", z));
   const double* angles = arguments.angles("phi", phi);
   const Layout layout = arguments.layout();
   if constexpr (kHasCuda) {
@@ -120,7 +120,7 @@ bool call_diffuse_seeded(
   const Run run(how, x);
   Arguments arguments(run.device());
   const Source clean = source(arguments.state("x", x));
-  const Sink to = sink(arguments.state("z", z));
+  const Sink to = arguments.sink(arguments.state("z", z));
   const double* angles = arguments.angles("phi", phi);
   const Layout layout = arguments.layout();
   const Draw draw = read_draw(arguments, seeds, step, stream, layout.samples, layout.elements);
@@ -140,7 +140,7 @@ std::optional<Sink> read_copy(Arguments& arguments, py::handle object) {
   if (object.is_none()) return std::nullopt;
   const Tensor& copy = arguments.output("copy", object, 1);
   if (copy.dtype() != DType::bfloat16) throw py::type_error("copy is " + text(copy.dtype()) + "; expected bfloat16");
-  return sink(copy);
+  return arguments.sink(copy);
 }
 
 bool call_ddim_step(
@@ -152,7 +152,7 @@ bool call_ddim_step(
   const int count = heads(prediction);
   const Source state = source(arguments.state("z", z));
   const Source output = source(arguments.output("out", out, count), count);
-  const Sink next = sink(arguments.state("z_next", z_next));
+  const Sink next = arguments.sink(arguments.state("z_next", z_next));
   const std::optional<Sink> twin = read_copy(arguments, copy);
   const double *from = arguments.angles("phi", phi), *to = arguments.angles("phi_next", phi_next);
   const Layout layout = arguments.layout();
@@ -176,7 +176,7 @@ bool call_distillation_target(
   const Teacher teacher = read_teacher(arguments, outs, phis, prediction_type, clip);
   const Tensor& result = arguments.output("target", target, heads(wanted));
   if (result.dtype() != arguments.first_state().dtype()) throw py::type_error("target must have the dtype of z");
-  const Sink to = sink(result, heads(wanted));
+  const Sink to = arguments.sink(result, heads(wanted));
   const Layout layout = arguments.layout();
   if constexpr (kHasCuda) {
     if (run.on_cuda()) {

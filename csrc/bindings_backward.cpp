@@ -19,7 +19,7 @@ Run cpu_run(py::handle how, py::handle grad) {
 
 std::optional<Sink> wanted_state(Arguments& arguments, const char* name, py::handle object) {
   if (object.is_none()) return std::nullopt;
-  return sink(arguments.state(name, object));
+  return arguments.sink(arguments.state(name, object));
 }
 
 void call_diffuse_backward(
@@ -45,7 +45,7 @@ void call_ddim_step_backward(
   const Source from = source(arguments.state("grad", grad));
   const std::optional<Sink> to_z = wanted_state(arguments, "grad_z", grad_z);
   std::optional<Sink> to_out;
-  if (!grad_out.is_none()) to_out = sink(arguments.output("grad_out", grad_out, count), count);
+  if (!grad_out.is_none()) to_out = arguments.sink(arguments.output("grad_out", grad_out, count), count);
   Source state{}, output{};
   if (clip) {
     state = source(arguments.state("z", z));

@@ -42,7 +42,7 @@ void call_linear_combination(
     py::handle result, const py::list& tensors, const Factors& factors, py::handle how) {
   const Run run(how, result);
   Arguments arguments(run.device());
-  const Sink to = sink(arguments.state("result", result));
+  const Sink to = arguments.sink(arguments.state("result", result));
   const std::vector<CombinedHead> terms = read_terms(arguments, tensors, factors);
   bool two_heads = false;
   for (const CombinedHead& term : terms) two_heads |= term.source.heads > 1;

@@ -136,6 +136,8 @@ void Tensor::check_memory() {
   }
 }
 
+int64_t Tensor::bytes() const { return count_ * item_size(dtype_); }
+
 std::string Tensor::shape_text() const {
   std::string result = "(";
   for (int dim = 0; dim < ndim_; ++dim) result += (dim ? ", " : "") + std::to_string(shape_[dim]);

@@ -35,6 +35,7 @@ class Tensor {
   int64_t size(int dim) const { return shape_[dim]; }
   int64_t stride(int dim) const { return strides_[dim]; }
   int64_t count() const { return count_; }
+  int64_t bytes() const;
   dlpack::Device device() const { return device_; }
   bool is_description() const { return is_description_; }
   std::string shape_text() const;
