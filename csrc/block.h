@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 
 #include "images.h"
 #include "loops/loops.h"
@@ -13,7 +14,8 @@
 namespace progdistill {
 
 constexpr int64_t kBlock = 1024;          // so that the arrays of a block stay in the first-level cache
-constexpr int64_t kBlocksPerPiece = 32;   // of work for a thread: smaller tensors stay on the caller
+constexpr int64_t kDirectBlock = 4096;    // of calls that need no such arrays, whose blocks cost their overhead alone
+constexpr int64_t kBlocksPerPiece = 32;   // of kBlock, work for a thread: smaller tensors stay on the caller
 
 struct Block {
   int64_t sample;
@@ -29,9 +31,25 @@ inline int64_t block_length(const Layout& layout) {
   return kBlock / unit * unit;
 }
 
-inline int64_t blocks_per_sample(const Layout& layout) {
-  const int64_t length = block_length(layout);
-  return (layout.elements + length - 1) / length;
+/// How the samples of a call are cut.
+struct Blocks {
+  int64_t length;
+  int64_t per_sample;
+
+  /// For bodies that use no scratch but for tensors that need some, if none do (lies_direct).
+  Blocks(const Layout& layout, bool direct)
+      : length(direct ? kDirectBlock : block_length(layout)), per_sample((layout.elements + length - 1) / length) {}
+};
+
+/// Whether a tensor is read or written where it lies: its elements side by side in the order of states, and of their
+/// dtype. Takes a Source or a Sink, or an optional one.
+template <class Image>
+bool lies_direct(const Layout& layout, const Image& image) {
+  return image.dtype == layout.dtype && (image.heads == 1 || !layout.channels_last);
+}
+template <class Image>
+bool lies_direct(const Layout& layout, const std::optional<Image>& image) {
+  return !image || lies_direct(layout, *image);
 }
 
 /// Arrays of one thread's current block.
@@ -48,10 +66,11 @@ struct Scratch {
 
 /// Calls body(coefficients(sample), block, scratch) for all blocks, the coefficients once for each run of a sample.
 template <class T, class Coefficients, class Body>
-void for_each_block(const Layout& layout, int threads, Coefficients&& coefficients, Body&& body) {
-  const int64_t per_sample = blocks_per_sample(layout), length = block_length(layout);
+void for_each_block(
+    const Layout& layout, const Blocks& blocks, int threads, Coefficients&& coefficients, Body&& body) {
+  const int64_t length = blocks.length, per_sample = blocks.per_sample;
   // Many tiny samples make tiny blocks; a piece is a number of elements then.
-  const int64_t usual = std::min(layout.elements, kBlock);
+  const int64_t usual = std::min(layout.elements, length);
   const int64_t grain = usual > 0 ? kBlocksPerPiece * kBlock / usual : 1;
   parallel_for(layout.samples * per_sample, grain, threads, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch;

@@ -11,7 +11,7 @@ bool ddim_step(
   for_state_type(layout, [&](auto zero) {
     using T = decltype(zero);
     for_each_block<T>(
-        layout, threads,
+        layout, Blocks(layout, lies_direct(layout, out)), threads,
         [&](int64_t b) {
           const StepForm form = step_form(prediction, phi[b], phi_next[b]);
           const Form& used = clip ? form.x : form.direct;

@@ -7,21 +7,22 @@ namespace progdistill {
 void diffuse_backward(
     const Layout& layout, const std::optional<Sink>& grad_x, const std::optional<Sink>& grad_noise, const Source& grad,
     const double* phi, int threads) {
-  struct Coefficients {
-    double x, noise;
-  };
   for_state_type(layout, [&](auto zero) {
     using T = decltype(zero);
     for_each_block<T>(
-        layout, threads, [&](int64_t b) { return Coefficients{cosine(phi[b]), sine(phi[b])}; },
-        [&](const Coefficients& by, const Block& block, Scratch<T>& scratch) {
-          const auto multiply = [&](const Sink& to, double factor) {
-            Sum<T> product(layout, block, scratch);
-            product.add(grad, 0, factor);
-            product.write(destination<T>(to, 0, layout, block, scratch.x));
+        layout, Blocks(layout, true), threads, [&](int64_t b) { return sine_and_cosine(phi[b]); },
+        [&](const SineCosine& by, const Block& block, Scratch<T>&) {
+          T* to[2];
+          T factors[2];
+          int count = 0;
+          const auto want = [&](const std::optional<Sink>& sink, double factor) {
+            if (!sink) return;
+            to[count] = destination<T>(*sink, 0, layout, block, nullptr);  // a state: there is no other place
+            factors[count++] = static_cast<T>(factor);
           };
-          if (grad_x) multiply(*grad_x, by.x);
-          if (grad_noise) multiply(*grad_noise, by.noise);
+          want(grad_x, by.cos);
+          want(grad_noise, by.sin);
+          typed_loops<T>().scale(to, factors, count, read<T>(grad, 0, layout, block, nullptr), block.size);
         });
   });
 }

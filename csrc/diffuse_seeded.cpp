@@ -51,24 +51,24 @@ bool diffuse_seeded(
     const Layout& layout, const Sink& z, const Source& x, const int64_t* seeds, int64_t step, uint32_t stream,
     const double* phi, int threads) {
   struct Coefficients {
-    double x, noise;
+    SineCosine by;
     Stream from;
   };
   Watch watch;
   for_state_type(layout, [&](auto zero) {
     using T = decltype(zero);
     for_each_block<T>(
-        layout, threads,
+        layout, Blocks(layout, false), threads,
         [&](int64_t b) {
           watch.angle(phi[b]);
           const Stream from{static_cast<uint64_t>(seeds[b]), static_cast<uint64_t>(step), stream};
-          return Coefficients{cosine(phi[b]), sine(phi[b]), from};
+          return Coefficients{sine_and_cosine(phi[b]), from};
         },
-        [&](const Coefficients& by, const Block& block, Scratch<T>& scratch) {
-          fill(scratch.x, by.from, layout, block);
+        [&](const Coefficients& of, const Block& block, Scratch<T>& scratch) {
+          fill(scratch.x, of.from, layout, block);
           Sum<T> sum(layout, block, scratch);
-          sum.add(x, 0, by.x);
-          sum.add(scratch.x, by.noise);
+          sum.add(x, 0, of.by.cos);
+          sum.add(scratch.x, of.by.sin);
           T* to = destination<T>(z, 0, layout, block, scratch.state);
           sum.write(to);
           commit(z, layout, block, &to);

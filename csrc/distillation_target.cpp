@@ -16,7 +16,7 @@ bool distillation_target(
   for_state_type(layout, [&](auto zero) {
     using T = decltype(zero);
     for_each_block<T>(
-        layout, threads,
+        layout, Blocks(layout, false), threads,
         [&](int64_t b) {
           Coefficients result;
           for (int head = 0; head < target.heads; ++head) {

@@ -5,10 +5,12 @@ namespace progdistill {
 
 void linear_combination(
     const Layout& layout, const Sink& result, const std::vector<CombinedHead>& terms, int threads) {
+  const bool direct = std::all_of(
+      terms.begin(), terms.end(), [&](const CombinedHead& term) { return lies_direct(layout, term.source); });
   for_state_type(layout, [&](auto zero) {
     using T = decltype(zero);
     for_each_block<T>(
-        layout, threads, [](int64_t) { return 0; },
+        layout, Blocks(layout, direct), threads, [](int64_t) { return 0; },
         [&](int, const Block& block, Scratch<T>& scratch) {
           // Side by side: a sum of sums would read the first ones' results again.
           T* const buffers[] = {scratch.terms[0], scratch.terms[1], scratch.terms[2], scratch.terms[3],

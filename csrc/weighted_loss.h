@@ -19,12 +19,12 @@ void weighted_loss(
     decltype(target_of(0)) target;
   };
   // One partial sum a block, added up in the order of blocks: the result does not depend on who computed what.
-  const int64_t per_sample = blocks_per_sample(layout);
-  std::vector<double> partial(layout.samples * per_sample);
+  const Blocks blocks(layout, false);
+  std::vector<double> partial(layout.samples * blocks.per_sample);
   const double factor = objective.type == LossType::l2 ? 2.0 : 1.0;
   const double mean_slope = factor * objective.grad_scale / static_cast<double>(layout.elements);
   for_each_block<T>(
-      layout, threads,
+      layout, blocks, threads,
       [&](int64_t b) {
         const LossScale own =
             loss_scale(objective.prediction, objective.weighting, phi[b], objective.min_snr_gamma);
@@ -51,7 +51,7 @@ void weighted_loss(
       });
   for (int64_t b = 0; b < layout.samples; ++b) {
     double sum = 0.0;
-    for (int64_t k = 0; k < per_sample; ++k) sum += partial[b * per_sample + k];
+    for (int64_t k = 0; k < blocks.per_sample; ++k) sum += partial[b * blocks.per_sample + k];
     static_cast<T*>(loss)[b] = static_cast<T>(sum / static_cast<double>(layout.elements));
   }
 }

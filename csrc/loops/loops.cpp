@@ -81,6 +81,27 @@ void combine(T* dst, const Term<T>* terms, int count, int64_t n) {
   }
 }
 
+template <int N, class T>
+void scale_fixed(T* const* given, const T* factors, const T* src, int64_t n) {
+  T* dst[N];
+  T by[N];
+  for (int k = 0; k < N; ++k) {
+    dst[k] = given[k];
+    by[k] = factors[k];
+  }
+  PD_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    for (int k = 0; k < N; ++k) dst[k][i] = by[k] * src[i];
+  }
+}
+
+template <class T>
+void scale(T* const* dst, const T* factors, int count, const T* src, int64_t n) {
+  if (count == 1) return scale_fixed<1>(dst, factors, src, n);
+  if (count == 2) return scale_fixed<2>(dst, factors, src, n);
+  if (count == 3) return scale_fixed<3>(dst, factors, src, n);
+}
+
 /// The residuals of `lanes` <= kLanes elements from `start` on, each added to a sum of its own.
 template <LossType Type, int Heads, int N, bool Grad, class T>
 PD_INLINE void add_residuals(const Residual<T>& job, int64_t start, int lanes, T* sums) {
@@ -231,9 +252,9 @@ namespace PD_ISA {
 
 extern const Loops table;
 const Loops table = {
-    {combine<float>, clipped_step<float>, unclipped<float>, clipped_target<float>,
+    {combine<float>, scale<float>, clipped_step<float>, unclipped<float>, clipped_target<float>,
      residual<float>, split, join, adamw_ema<float>, sum_of_squares<float>},
-    {combine<double>, clipped_step<double>, unclipped<double>, clipped_target<double>,
+    {combine<double>, scale<double>, clipped_step<double>, unclipped<double>, clipped_target<double>,
      residual<double>, split_any<double>, join_any<double>, adamw_ema<double>,
      sum_of_squares<double>},
     bfloat16_to_float,

@@ -84,6 +84,8 @@ template <class T>
 struct TypedLoops {
   /// dst = sum of coefficient * data over `count` <= 8 (kMaxTerms, combination.h) terms; dst may be the data of a term.
   void (*combine)(T* dst, const Term<T>* terms, int count, int64_t n);
+  /// dst[k] = factors[k] * src for `count` <= 3 arrays, which overlap nothing.
+  void (*scale)(T* const* dst, const T* factors, int count, const T* src, int64_t n);
   /// The step by way of a clipped x, the sum of `count` <= 3 terms; next overlaps nothing.
   void (*clipped_step)(T* next, const Term<T>* terms, int count, const T* state, const ClippedMove<T>& by, int64_t n);
   /// dst = factor * grad where a sum of `count` <= 3 terms lies within the bound, else 0; dst overlaps nothing.

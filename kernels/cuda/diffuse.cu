@@ -10,8 +10,9 @@ __global__ void __launch_bounds__(kThreads) diffuse_kernel(
   const Part part(elements, chunks);
   __shared__ T cos, sin;
   if (threadIdx.x == 0) {
-    cos = static_cast<T>(cosine(phi[part.sample]));
-    sin = static_cast<T>(sine(phi[part.sample]));
+    const SineCosine by = sine_and_cosine(phi[part.sample]);
+    cos = static_cast<T>(by.cos);
+    sin = static_cast<T>(by.sin);
   }
   __syncthreads();
   part.for_each_unit<Width>([&](uint32_t e) {

@@ -37,8 +37,9 @@ __global__ void __launch_bounds__(kThreads) diffuse_seeded_kernel(
   }
   __shared__ T cos, sin;
   if (threadIdx.x == 0) {
-    cos = static_cast<T>(cosine(phi[sample]));
-    sin = static_cast<T>(sine(phi[sample]));
+    const SineCosine by = sine_and_cosine(phi[sample]);
+    cos = static_cast<T>(by.cos);
+    sin = static_cast<T>(by.sin);
   }
   __syncthreads();
   if (!has) return;

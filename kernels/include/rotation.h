@@ -85,7 +85,7 @@ PD_HOST_DEVICE inline void convert(Quantity from, Quantity to, double sin, doubl
 
 /// How `quantity` follows from z and an output of `prediction` at angle phi.
 PD_HOST_DEVICE inline Form prediction_form(Prediction prediction, Quantity quantity, double phi) {
-  const double sin = sine(phi), cos = cosine(phi);
+  const auto [sin, cos] = sine_and_cosine(phi);
   Form form;
   double factor;
   convert(domain(prediction), quantity, sin, cos, &form.z, &factor);
@@ -157,7 +157,8 @@ PD_HOST_DEVICE inline TargetForm target_form(
   } else {
     compose_mean(native, phis, steps, weights);
   }
-  convert(native, quantity, sine(phis[0]), cosine(phis[0]), &c_z, &factor);
+  const auto [sin, cos] = sine_and_cosine(phis[0]);
+  convert(native, quantity, sin, cos, &c_z, &factor);
   TargetForm form;
   form.z = c_z + factor * native_z;
   for (int j = 0; j < steps; ++j) {
@@ -177,7 +178,8 @@ PD_HOST_DEVICE inline TargetForm target_form(
 /// cancelled symbolically: in v it is sin^2, cos^2, their maximum, 1 and min(cos^2, gamma sin^2); x divides by sin^2,
 /// eps by cos^2.
 PD_HOST_DEVICE inline double squared_factor(Weighting weighting, Quantity quantity, double phi, double gamma) {
-  const double sin = sine(phi), cos = cosine(phi), sin2 = sin * sin, cos2 = cos * cos;
+  const auto [sin, cos] = sine_and_cosine(phi);
+  const double sin2 = sin * sin, cos2 = cos * cos;
   const bool v = quantity == Quantity::v, x = quantity == Quantity::x;
   const double snr = cos2 / sin2, inverse_snr = sin2 / cos2;
   switch (weighting) {

@@ -9,17 +9,25 @@ import literal
 from progdistill import ops
 from progdistill.ops import backends
 
-SHAPE = (3, 3, 5, 7)  # 105 elements a sample: whole vectors and a rest
+# Whole vectors and a rest; and samples of several blocks.
+SMALL = (3, 3, 5, 7)
+SHAPES = [SMALL, (3, 3, 37, 40)]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 BACKENDS = [name for name in ("reference", "cpu") if backends.unavailable(name) is None]
 ANGLES = torch.tensor([1.2, 0.7, 0.3], dtype=torch.float64)
 
 
-def images(prediction_type: str, dtype: torch.dtype, out_dtype: torch.dtype, layout: torch.memory_format):
+def images(
+    shape: tuple[int, ...],
+    prediction_type: str,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    layout: torch.memory_format,
+):
     """z, a network's output and a gradient from above; x of some elements beyond a bound of 0.5, of others within."""
     generator = torch.Generator().manual_seed(5)
-    channels = SHAPE[1] * (2 if prediction_type == "sample_epsilon" else 1)
-    shapes = SHAPE, (SHAPE[0], channels, *SHAPE[2:]), SHAPE
+    channels = shape[1] * (2 if prediction_type == "sample_epsilon" else 1)
+    shapes = shape, (shape[0], channels, *shape[2:]), shape
     z, out, grad = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
     dtypes = dtype, out_dtype, dtype
     return (t.to(d).contiguous(memory_format=layout) for t, d in zip((z, out, grad), dtypes, strict=True))
@@ -30,9 +38,10 @@ def images(prediction_type: str, dtype: torch.dtype, out_dtype: torch.dtype, lay
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction", "sample_epsilon"])
 @pytest.mark.parametrize("dtypes", [("float64", "float64"), ("float32", "float32"), ("float32", "bfloat16")])
-def test_ddim_step(backend, layout, clip, prediction_type, dtypes):
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ddim_step(backend, shape, layout, clip, prediction_type, dtypes):
     dtype, out_dtype = (getattr(torch, name) for name in dtypes)
-    z, out, grad = images(prediction_type, dtype, out_dtype, LAYOUTS[layout])
+    z, out, grad = images(shape, prediction_type, dtype, out_dtype, LAYOUTS[layout])
     exact = [t.double().requires_grad_() for t in (z, out)]
     moved = literal.ddim(*exact, ANGLES, 0.5 * ANGLES, prediction_type, clip)
     expected = torch.autograd.grad(moved, exact, grad.double())
@@ -50,8 +59,9 @@ def test_ddim_step(backend, layout, clip, prediction_type, dtypes):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_diffuse(backend, layout, dtype):
-    x, noise, grad = images("v_prediction", dtype, dtype, LAYOUTS[layout])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_diffuse(backend, shape, layout, dtype):
+    x, noise, grad = images(shape, "v_prediction", dtype, dtype, LAYOUTS[layout])
     inputs = [t.requires_grad_() for t in (x, noise)]
     found = torch.autograd.grad(ops.diffuse(*inputs, ANGLES, backend=backend), inputs, grad)
     for got, factor in zip(found, (torch.cos(ANGLES), torch.sin(ANGLES)), strict=True):
@@ -61,7 +71,7 @@ def test_diffuse(backend, layout, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_only_one_of_the_gradients(backend, clip):
-    z, out, grad = images("v_prediction", torch.float32, torch.float32, torch.contiguous_format)
+    z, out, grad = images(SMALL, "v_prediction", torch.float32, torch.float32, torch.contiguous_format)
     both = [t.requires_grad_() for t in (z, out)]
     step = ops.ddim_step(*both, ANGLES, 0.5 * ANGLES, clip=clip, backend=backend)
     expected = torch.autograd.grad(step, both, grad)
@@ -74,9 +84,9 @@ def test_only_one_of_the_gradients(backend, clip):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_second_derivatives_and_strided_gradients(backend):
-    z, out, _ = images("v_prediction", torch.float64, torch.float64, torch.contiguous_format)
+    z, out, _ = images(SMALL, "v_prediction", torch.float64, torch.float64, torch.contiguous_format)
     inputs = tuple(t.requires_grad_() for t in (z, out))
-    weights = torch.linspace(0.5, 2.0, SHAPE[3], dtype=torch.float64)
+    weights = torch.linspace(0.5, 2.0, SMALL[3], dtype=torch.float64)
 
     def squared(z, out):
         step = ops.ddim_step(z, out, ANGLES, 0.5 * ANGLES, backend=backend)
