@@ -33,7 +33,7 @@ __device__ void find_slope_sums(
       const KeptPair<Element, Width> kept(tiles, tile, size.pixels, column);
       const Affine<Width> affine(tables, column * Width);
       kept.u.wait();
-      for (int pixel = grid.row(); pixel < size.pixels; pixel += grid.rows) {
+      for (int pixel = grid.row(); pixel < size.pixels; pixel += grid.rows()) {
         sums.add(kept.slopes(pixel, affine, tensors.silu));
       }
     }
@@ -57,17 +57,20 @@ __device__ InputGradient<Width> write_gradient(
   Lane<const Element> dsum{};
   if (channel < size.channels) dsum = lane<const Element>(tensors.dsum, size, tile.sample, size.channels, channel);
   InputGradient<Width> gradient(of_groups, column * Width);
-  for (int from = grid.row(); from < size.pixels; from += kLoads * grid.rows) {
+  for (int from = grid.row(); from < size.pixels; from += kLoads * grid.rows()) {
     Packed<Element, Width> passed[kLoads] = {};
+    if (dsum) {
 #pragma unroll
-    for (int k = 0; k < kLoads; ++k) {
-      if (dsum && from + k * grid.rows < size.pixels) passed[k].load(dsum.at(from + k * grid.rows));
+      for (int k = 0; k < kLoads; ++k) {
+        if (from + k * grid.rows() < size.pixels) passed[k].load(dsum.at(from + k * grid.rows()));
+      }
     }
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
-      const int pixel = from + k * grid.rows;
-      if (pixel >= size.pixels) break;
-      gradient.of(kept.slopes(pixel, affine, tensors.silu), affine, passed[k]).store(to.at(pixel));
+      const int pixel = from + k * grid.rows();
+      if (pixel < size.pixels) {
+        gradient.of(kept.slopes(pixel, affine, tensors.silu), affine, passed[k]).store(to.at(pixel));
+      }
     }
   }
   return gradient;
@@ -115,8 +118,8 @@ __global__ void __launch_bounds__(kThreads, 3) group_norm_gradient_once_kernel(
     const int channel = tile.first + column * Width;
     const auto dy = lane<const Element>(tensors.dy, size, tile.sample, size.all_channels(), channel);
     const auto u = lane<const Element>(tensors.u, tensors.skip, size, tile.sample, channel);
-    kept.dy.copy(dy, grid.row(), size.pixels, grid.rows);
-    kept.u.copy(u, grid.row(), size.pixels, grid.rows);
+    kept.dy.copy(dy, grid.row(), size.pixels, grid.rows());
+    kept.u.copy(u, grid.row(), size.pixels, grid.rows());
   });
   const int64_t first_group = tile.sample * size.groups + tile.first / of_group;
   const float* const rstd = tensors.rstd + first_group;

@@ -42,52 +42,44 @@ template <class Element, int Width>
 __device__ FoundMoments<Width> look(
     const KeptColumn<Element, Width>& kept, const float (&shift)[Width], int row, int pixels, const TileGrid& grid) {
   Moments<Width> moments;
-  kept.wait();
-  for (int pixel = row; pixel < pixels; pixel += grid.rows) {
+#pragma unroll
+  for (int i = 0; i < Width; ++i) moments.first[i] = kept[row][i] + shift[i];
+  for (int pixel = row; pixel < pixels; pixel += grid.rows()) {
     const auto own = kept[pixel];
     float u[Width];
 #pragma unroll
-    for (int i = 0; i < Width; ++i) {
-      u[i] = own[i] + shift[i];
-      if (pixel == row) moments.first[i] = u[i];
-    }
+    for (int i = 0; i < Width; ++i) u[i] = own[i] + shift[i];
     moments.add(u);
   }
   return {moments, grid.pixels_of_row(row, pixels)};
 }
 
-/// The same with a residual: the sum is written, and kept instead of x.
+/// Writes the sum in a thread's column, and keeps it instead of x. A sweep of its own: with the moments there would be
+/// more in hand than registers.
 template <class Element, int Width>
-__device__ FoundMoments<Width> look_at_sum(
+__device__ void keep_sum(
     const KeptColumn<Element, Width>& kept, const Lane<Element>& sum, const Lane<const Element>& residual,
     const float (&shift)[Width], int row, int pixels, const TileGrid& grid) {
   constexpr int kLoads = kBatch<Element>;
-  Moments<Width> moments;
-  for (int from = row; from < pixels; from += kLoads * grid.rows) {
+  for (int from = row; from < pixels; from += kLoads * grid.rows()) {
     Packed<Element, Width> other[kLoads];
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
-      if (from + k * grid.rows < pixels) other[k].load(residual.at(from + k * grid.rows));
+      if (from + k * grid.rows() < pixels) other[k].load(residual.at(from + k * grid.rows()));
     }
     if (from == row) kept.wait();
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
-      const int pixel = from + k * grid.rows;
+      const int pixel = from + k * grid.rows();
       if (pixel >= pixels) break;
       const auto own = kept[pixel];
       Packed<Element, Width> rounded;
 #pragma unroll
       for (int i = 0; i < Width; ++i) rounded.set(i, own[i] + other[k][i] + shift[i]);
-#pragma unroll
-      for (int i = 0; i < Width; ++i) {
-        if (pixel == row) moments.first[i] = rounded[i];
-      }
       rounded.store(sum.at(pixel));
       kept.put(pixel, rounded);
-      moments.add(rounded);
     }
   }
-  return {moments, grid.pixels_of_row(row, pixels)};
 }
 
 /// Means and deviations, (parts, channels of the tile), of what the block's parts find.
@@ -106,10 +98,12 @@ __device__ void find_moments(
       if (channel < size.channels && tensors.residual != nullptr) {
         const auto residual = lane<const Element>(tensors.residual, size, tile.sample, size.channels, channel);
         const auto sum = lane<Element>(tensors.sum, size, tile.sample, size.channels, channel);
-        found = look_at_sum(kept, sum, residual, shift, row, size.pixels, grid);
-      } else {
-        found = look(kept, shift, row, size.pixels, grid);
+        keep_sum(kept, sum, residual, shift, row, size.pixels, grid);
+#pragma unroll
+        for (int i = 0; i < Width; ++i) shift[i] = 0.0f;
       }
+      kept.wait();
+      found = look(kept, shift, row, size.pixels, grid);
     }
     found.merge_lanes(grid);
     if (column >= columns || !grid.leads()) return;
@@ -130,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 3) group_norm_once_kernel(
     const KeptColumn<Element, Width> kept(dynamic_shared(), columns, size.pixels, column);
     const int channel = tile.first + column * Width;
     const auto x = lane<const Element>(tensors.x, tensors.skip, size, tile.sample, channel);
-    kept.copy(x, grid.row(), size.pixels, grid.rows);
+    kept.copy(x, grid.row(), size.pixels, grid.rows());
   });
   float* const room = dynamic_shared() + tiles.image_bytes / sizeof(float);
   const AffineTables tables(room, channels);
@@ -159,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, 3) group_norm_once_kernel(
     const KeptColumn<Element, Width> kept(dynamic_shared(), columns, size.pixels, column);
     const Affine<Width> affine(tables, column * Width);
     const auto y = lane<Element>(tensors.y, size, tile.sample, size.all_channels(), tile.first + column * Width);
-    for (int pixel = grid.row(); pixel < size.pixels; pixel += grid.rows) {
+    for (int pixel = grid.row(); pixel < size.pixels; pixel += grid.rows()) {
       normalised(kept[pixel], affine, tensors.silu).store(y.at(pixel));
     }
   });

@@ -70,17 +70,19 @@ struct GroupTables {
 /// du in a thread's column, and its sum over the pixels before rounding.
 template <int Width>
 struct InputGradient {
-  float constant[Width], slope[Width], total[Width] = {};
+  const GroupTables& tables;
+  int channel;
+  float total[Width] = {};
 
-  __device__ InputGradient(const GroupTables& tables, int channel) {
-    tables.constants.take(constant, channel);
-    tables.slopes.take(slope, channel);
-  }
+  __device__ InputGradient(const GroupTables& tables, int channel) : tables(tables), channel(channel) {}
   /// `passed` is dsum.
   template <class Element>
   __device__ Packed<Element, Width> of(
       const Slopes<Width>& pixel, const Affine<Width>& affine, const Packed<Element, Width>& passed) {
     Packed<Element, Width> result;
+    float constant[Width], slope[Width];
+    tables.constants.take(constant, channel);
+    tables.slopes.take(slope, channel);
 #pragma unroll
     for (int i = 0; i < Width; ++i) {
       const float centred = fused(pixel.centred[i], slope[i], constant[i]);

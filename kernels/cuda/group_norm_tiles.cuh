@@ -61,47 +61,51 @@ struct Tile {
 };
 
 /// How the threads of a block share the columns of a tile: powers of two, so that lanes of a warp that share a column
-/// can add up what they find. What is left are `parts`, one for each warp, or for each row where warps share none.
+/// can add up what they find, and nothing is divided. What is left are `parts`, one for each warp, or for each row where
+/// no warp has two.
 struct TileGrid {
-  int across = 1;  // threads side by side, each on a column at a time; the last may have none
-  int rows;        // threads on a column
+  int across_log2 = 0;  // threads side by side, each on a column at a time; the last may have none
+  int rows_log2;        // threads on a column
 
   PD_HOST_DEVICE TileGrid(int columns, int pixels) {
-    while (across < columns && across < kThreads) across *= 2;
-    rows = kThreads / across;
-    while (rows / 2 >= pixels && rows * across > 32) rows /= 2;
+    constexpr int kThreadsLog2 = 8;
+    static_assert(1 << kThreadsLog2 == kThreads);
+    while (across() < columns && across_log2 < kThreadsLog2) ++across_log2;
+    rows_log2 = kThreadsLog2 - across_log2;
+    while (rows() / 2 >= pixels && threads() > 32) --rows_log2;
   }
-  PD_HOST_DEVICE int threads() const { return across * rows; }
+  PD_HOST_DEVICE int across() const { return 1 << across_log2; }
+  PD_HOST_DEVICE int rows() const { return 1 << rows_log2; }
+  PD_HOST_DEVICE int threads() const { return across() * rows(); }
 
-  __device__ int row() const { return static_cast<int>(threadIdx.x) / across; }
-  __device__ int pixels_of_row(int row, int pixels) const { return (pixels - row + rows - 1) / rows; }
+  __device__ int row() const { return static_cast<int>(threadIdx.x) >> across_log2; }
+  __device__ int pixels_of_row(int row, int pixels) const { return (pixels - row + rows() - 1) >> rows_log2; }
 
-  __device__ int rows_of_part() const { return across < 32 ? 32 / across : 1; }
-  __device__ int part() const { return row() / rows_of_part(); }
-  __device__ int most_parts() const { return rows / rows_of_part(); }
+  __device__ int rows_of_part() const { return across() < 32 ? 32 >> across_log2 : 1; }
+  __device__ int part() const { return static_cast<int>(threadIdx.x) >> (across() < 32 ? 5 : across_log2); }
+  __device__ int most_parts() const { return across() < 32 ? threads() / 32 : rows(); }
   /// Parts that have pixels: the first ones.
   __device__ int parts(int pixels) const {
-    return ((pixels < rows ? pixels : rows) + rows_of_part() - 1) / rows_of_part();
+    const int used = pixels < rows() ? pixels : rows(), of_part = rows_of_part();
+    return across() < 32 ? (used + of_part - 1) >> (5 - across_log2) : used;
   }
   __device__ int pixels_of_part(int part, int pixels) const {
-    int count = 0;
-    for (int row = part * rows_of_part(); row < (part + 1) * rows_of_part() && row < pixels; ++row) {
-      count += pixels_of_row(row, pixels);
-    }
-    return count;
+    const int of_part = rows_of_part(), longer = (pixels & (rows() - 1)) - part * of_part;  // rows with one pixel more
+    return (pixels >> rows_log2) * of_part + (longer < 0 ? 0 : longer < of_part ? longer : of_part);
   }
   /// Whether this thread is the one of its part that speaks for its column.
-  __device__ bool leads() const { return static_cast<int>(threadIdx.x) % 32 < across; }
+  __device__ bool leads() const { return static_cast<int>(threadIdx.x) % 32 < across(); }
 
   /// body(column) for this thread's columns, for all threads of a warp together: it may lie beyond the last.
   template <class Body>
   __device__ void for_each_column(int columns, Body&& body) const {
-    for (int from = 0; from < columns; from += across) body(from + static_cast<int>(threadIdx.x) % across);
+    const int first = static_cast<int>(threadIdx.x) & (across() - 1);
+    for (int from = 0; from < columns; from += across()) body(from + first);
   }
   /// body(step) for the lanes with which one of a warp shares its column, and then what those have found.
   template <class Body>
   __device__ void for_each_step(Body&& body) const {
-    for (int step = 16; step >= across; step /= 2) body(step);
+    for (int step = 16; step >= across(); step /= 2) body(step);
   }
 };
 
