@@ -40,12 +40,15 @@ def call(t, forward, groups=3, workspace=None, tile_bytes=0):
     if forward:
         numbers = (groups, 1e-6, True, tile_bytes, view(workspace), (0, 0))
         return module.group_norm_silu(*(view(t[name]) for name in FORWARD), *numbers)
-    return module.group_norm_silu_backward(*(view(t[name]) for name in BACKWARD), groups, True, tile_bytes, view(workspace), (0, 0))
+    return module.group_norm_silu_backward(
+        *(view(t[name]) for name in BACKWARD), groups, True, tile_bytes, view(workspace), (0, 0)
+    )
 
 
+@pytest.mark.parametrize("tile_bytes", [0, 2**14])
 @pytest.mark.parametrize("forward", [True, False])
-def test_what_is_good_is_taken(forward):
-    call(good(), forward)
+def test_what_is_good_is_taken(forward, tile_bytes):
+    call(good(), forward, tile_bytes=tile_bytes)
 
 
 BAD_IMAGES = [
