@@ -21,6 +21,23 @@ struct KeptPair {
   }
 };
 
+/// Begins to copy dy, u and skip.
+template <class Element, int Width>
+__device__ void begin_copies(
+    const GroupNormSize& size, const GroupNormBackward& tensors, const Tiles& tiles, const Tile& tile,
+    const TileGrid& grid) {
+  const int columns = tile.channels / Width;
+  grid.for_each_column(columns, [&](int column) {
+    if (column >= columns) return;
+    const KeptPair<Element, Width> kept(tiles, tile, size.pixels, column);
+    const int channel = tile.first + column * Width;
+    const auto dy = lane<const Element>(tensors.dy, size, tile.sample, size.all_channels(), channel);
+    const auto u = lane<const Element>(tensors.u, tensors.skip, size, tile.sample, channel);
+    kept.dy.copy(dy, grid.row(), size.pixels, grid.rows());
+    kept.u.copy(u, grid.row(), size.pixels, grid.rows());
+  });
+}
+
 /// Sums of g and g h / rstd, (parts, channels of the tile), over the pixels of the block's parts.
 template <class Element, int Width>
 __device__ void find_slope_sums(
@@ -111,16 +128,8 @@ __global__ void __launch_bounds__(kThreads, 3) group_norm_gradient_once_kernel(
     const __grid_constant__ Tiles tiles, float* __restrict__ of_samples) {
   const Tile tile(tiles, size);
   const TileGrid grid(tiles.channels / Width, size.pixels);
-  const int channels = tile.channels, columns = channels / Width, of_group = size.all_channels() / size.groups;
-  grid.for_each_column(columns, [&](int column) {
-    if (column >= columns) return;
-    const KeptPair<Element, Width> kept(tiles, tile, size.pixels, column);
-    const int channel = tile.first + column * Width;
-    const auto dy = lane<const Element>(tensors.dy, size, tile.sample, size.all_channels(), channel);
-    const auto u = lane<const Element>(tensors.u, tensors.skip, size, tile.sample, channel);
-    kept.dy.copy(dy, grid.row(), size.pixels, grid.rows());
-    kept.u.copy(u, grid.row(), size.pixels, grid.rows());
-  });
+  const int channels = tile.channels, of_group = size.all_channels() / size.groups;
+  begin_copies<Element, Width>(size, tensors, tiles, tile, grid);
   const int64_t first_group = tile.sample * size.groups + tile.first / of_group;
   const float* const rstd = tensors.rstd + first_group;
   float* const room = dynamic_shared() + 2 * tiles.image_bytes / sizeof(float);

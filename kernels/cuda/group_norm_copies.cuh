@@ -1,6 +1,6 @@
 #pragma once
 
-// Tiles of images in shared memory. Only the thread that has copied a number there looks at it, so no barrier is needed.
+// Tiles of images in shared memory. Only the thread that has copied a number there looks at it: no barrier is needed.
 
 #include <cuda_pipeline.h>
 

@@ -12,7 +12,7 @@ template <int Width>
 struct FoundMoments {
   float mean[Width] = {}, deviations[Width] = {}, count = 0.0f;
 
-  __device__ FoundMoments() = default;
+  FoundMoments() = default;
   __device__ FoundMoments(const Moments<Width>& moments, int pixels) : count(static_cast<float>(pixels)) {
 #pragma unroll
     for (int i = 0; i < Width; ++i) {
@@ -36,6 +36,20 @@ struct FoundMoments {
     });
   }
 };
+
+/// Begins to copy x and skip.
+template <class Element, int Width>
+__device__ void begin_copies(
+    const GroupNormSize& size, const GroupNormForward& tensors, const Tile& tile, const TileGrid& grid) {
+  const int columns = tile.channels / Width;
+  grid.for_each_column(columns, [&](int column) {
+    if (column >= columns) return;
+    const KeptColumn<Element, Width> kept(dynamic_shared(), columns, size.pixels, column);
+    const int channel = tile.first + column * Width;
+    const auto x = lane<const Element>(tensors.x, tensors.skip, size, tile.sample, channel);
+    kept.copy(x, grid.row(), size.pixels, grid.rows());
+  });
+}
 
 /// Looks at this thread's pixels of a column, of which there must be some.
 template <class Element, int Width>
@@ -113,19 +127,29 @@ __device__ void find_moments(
 }
 
 template <class Element, int Width>
+__device__ void write_normalised(
+    const GroupNormSize& size, const GroupNormForward& tensors, const Tile& tile, const TileGrid& grid,
+    const AffineTables& tables) {
+  const int columns = tile.channels / Width;
+  grid.for_each_column(columns, [&](int column) {
+    if (column >= columns) return;
+    const KeptColumn<Element, Width> kept(dynamic_shared(), columns, size.pixels, column);
+    const Affine<Width> affine(tables, column * Width);
+    const auto y = lane<Element>(tensors.y, size, tile.sample, size.all_channels(), tile.first + column * Width);
+    for (int pixel = grid.row(); pixel < size.pixels; pixel += grid.rows()) {
+      normalised(kept[pixel], affine, tensors.silu).store(y.at(pixel));
+    }
+  });
+}
+
+template <class Element, int Width>
 __global__ void __launch_bounds__(kThreads, 3) group_norm_once_kernel(
     const __grid_constant__ GroupNormSize size, const __grid_constant__ GroupNormForward tensors,
     const __grid_constant__ Tiles tiles) {
   const Tile tile(tiles, size);
   const TileGrid grid(tiles.channels / Width, size.pixels);
-  const int channels = tile.channels, columns = channels / Width, of_group = size.all_channels() / size.groups;
-  grid.for_each_column(columns, [&](int column) {
-    if (column >= columns) return;
-    const KeptColumn<Element, Width> kept(dynamic_shared(), columns, size.pixels, column);
-    const int channel = tile.first + column * Width;
-    const auto x = lane<const Element>(tensors.x, tensors.skip, size, tile.sample, channel);
-    kept.copy(x, grid.row(), size.pixels, grid.rows());
-  });
+  const int channels = tile.channels, of_group = size.all_channels() / size.groups;
+  begin_copies<Element, Width>(size, tensors, tile, grid);
   float* const room = dynamic_shared() + tiles.image_bytes / sizeof(float);
   const AffineTables tables(room, channels);
   float* const means = room + 3 * channels;
@@ -148,15 +172,7 @@ __global__ void __launch_bounds__(kThreads, 3) group_norm_once_kernel(
   if (tensors.residual != nullptr) tables.drop_shift(channels);
   tables.normalise(mean, rstd, of_group, channels);
   __syncthreads();
-  grid.for_each_column(columns, [&](int column) {
-    if (column >= columns) return;
-    const KeptColumn<Element, Width> kept(dynamic_shared(), columns, size.pixels, column);
-    const Affine<Width> affine(tables, column * Width);
-    const auto y = lane<Element>(tensors.y, size, tile.sample, size.all_channels(), tile.first + column * Width);
-    for (int pixel = grid.row(); pixel < size.pixels; pixel += grid.rows()) {
-      normalised(kept[pixel], affine, tensors.silu).store(y.at(pixel));
-    }
-  });
+  write_normalised<Element, Width>(size, tensors, tile, grid, tables);
 }
 
 }  // namespace progdistill::cuda

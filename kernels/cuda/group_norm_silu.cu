@@ -40,7 +40,8 @@ bool is_aligned_for(const GroupNormBackward& tensors) {
 constexpr int kForwardImages = 1, kBackwardImages = 2;
 
 template <class Element, int Width>
-int forward_in_tiles(const GroupNormSize& size, const GroupNormForward& tensors, const Tiles& tiles, const Queue& queue) {
+int forward_in_tiles(
+    const GroupNormSize& size, const GroupNormForward& tensors, const Tiles& tiles, const Queue& queue) {
   const TileGrid grid(tiles.channels / Width, size.pixels);
   return launch_with_shared(
       group_norm_once_kernel<Element, Width>, size.samples * tiles.count, grid.threads(), tiles.shared_bytes, queue,

@@ -10,10 +10,10 @@
 
 namespace progdistill::cuda {
 
-/// Rows of a tile, one for each pixel, have so many bytes where the tile fits, two of memory's sectors; at least one.
+/// Bytes of a tile in each pixel: two of memory's sectors where that fits, else one.
 constexpr int kRowBytes = 64;
 constexpr int kLeastRowBytes = 32;
-/// Tiles of small images have more channels: about so many elements.
+/// Tiles of small images have more channels, for about so many elements.
 constexpr int kTileElements = 4096;
 /// Parts times channels of what a tile's threads find (TileGrid) are at most this, or the channels.
 constexpr int kPartNumbers = kThreads * kWidth;
@@ -25,7 +25,8 @@ struct Tiles {
   int image_bytes = 0;
   size_t shared_bytes = 0;
 
-  /// `images`: tensors of which a block holds its tile. Of several tiles that fit it is the narrowest of kRowBytes.
+  /// `images`: tensors of which a block holds its tile. The narrowest tile of kRowBytes and kTileElements, or else of
+  /// kLeastRowBytes: so more blocks fit on a multiprocessor, and some copy while others compute.
   Tiles(const GroupNormSize& size, int images) {
     const int all = size.all_channels(), of_group = all / size.groups;
     const int element_bytes = size.dtype == DType::bfloat16 ? 2 : 4;
@@ -60,9 +61,9 @@ struct Tile {
   }
 };
 
-/// How the threads of a block share the columns of a tile: powers of two, so that lanes of a warp that share a column
-/// can add up what they find, and nothing is divided. What is left are `parts`, one for each warp, or for each row where
-/// no warp has two.
+/// How the threads of a block share the columns of a tile: in powers of two, so that nothing is divided, and lanes of a
+/// warp that share a column can add up what they find. What is left are `parts`: one for each warp, or for each row
+/// where no warp has two.
 struct TileGrid {
   int across_log2 = 0;  // threads side by side, each on a column at a time; the last may have none
   int rows_log2;        // threads on a column

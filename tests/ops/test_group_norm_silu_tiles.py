@@ -84,9 +84,10 @@ def test_the_largest_tile_and_the_next_size(cuda, dtype):
 
 
 def test_samples_that_do_not_fit_are_read_twice(cuda):
-    """As the whole budget has it: 64 x 64 pixels of 6 channels a group, in units of 24 channels."""
-    large = Norm(192, 0, 32, 64, 64, samples=1)
+    """64 x 64 pixels of groups of 6 channels, in units of 24; and tables that leave no room for two images."""
+    large, wide = Norm(192, 0, 32, 64, 64, samples=1), Norm(3072, 0, 1, 1, 1)
     assert not any(reads_once(large, torch.bfloat16, cuda.device, backward) for backward in (False, True))
+    assert [reads_once(wide, torch.float32, cuda.device, backward) for backward in (False, True)] == [True, False]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
