@@ -2,14 +2,17 @@
 
 "shift" is a norm after a convolution whose bias and time's projection it adds; "residual" is one that forms the sum of
 the block before on its way. The textbook has `F.group_norm` and `F.silu` on bfloat16 tensors, and sums and a
-concatenation of its own.
+concatenation of its own. "cuda, read twice" are the CUDA kernels for large samples, where those that read each image
+once would serve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +22,8 @@ from kernel_cases import FORWARD, GRADIENT, Case, Contender, Inputs, as_it_is, s
 from progdistill import ops
 from progdistill.ops.group_norm_silu import group_norm_silu_reference
 
+# The module, which the function of its name hides in progdistill.ops.
+MODULE = importlib.import_module(group_norm_silu_reference.__module__)
 GROUPS, EPS = 32, 1e-6
 # The kinds of ddpm-cifar10-32, by resolution: x alone, and with the largest and smallest skip connection.
 LAYERS = (
@@ -103,6 +108,14 @@ def _with_gradients(forward: Any) -> Any:
     return call
 
 
+def _read_twice(join: Callable[[Any], Any], forward: Any) -> Any:
+    def call(t: Inputs) -> tuple[Tensor, ...]:
+        with mock.patch.object(MODULE, "TILE_BYTES", 0):
+            return join(forward)(t)
+
+    return call
+
+
 def _group_norm_silu(device: str) -> Iterator[Case]:
     functions = {name: partial(ops.group_norm_silu, backend=name) for name in serving("group_norm_silu", device)}
     functions |= {"reference": group_norm_silu_reference, "textbook": _textbook}
@@ -115,6 +128,9 @@ def _group_norm_silu(device: str) -> Iterator[Case]:
                 name: Contender((partial(_call, function),), join, compiles=name in ("reference", "textbook"))
                 for name, function in functions.items()
             }
+            if "cuda" in functions:
+                pieces = contenders["cuda"].pieces
+                contenders["cuda, read twice"] = Contender(pieces, partial(_read_twice, join))
             variant = "residual" if residual else "shift"
             inputs = partial(_inputs, mode == GRADIENT, residual)
             yield Case("group_norm_silu", variant, mode, inputs, reads, contenders, most_states=MOST_STATES)

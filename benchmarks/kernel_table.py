@@ -55,6 +55,11 @@ def best(case: dict[str, Any]) -> dict[str, Any] | None:
     return min(ours, key=lambda record: record["median"], default=None)
 
 
+def _is_rival(contender: str) -> bool:
+    """Not ours, nor one of our backends in a way that it does not choose by itself ("cuda, read twice")."""
+    return contender not in ("copy", "reference") and contender.split(", ")[0] not in OURS
+
+
 def closing_lines(cases: list[dict[str, Any]]) -> tuple[list[str], bool]:
     """The case that the goals are about, what lost, all notes; and whether something failed."""
     goal, lost, noted = [], [], []
@@ -63,7 +68,7 @@ def closing_lines(cases: list[dict[str, Any]]) -> tuple[list[str], bool]:
         others = {
             record["contender"]: record["median"] / own["median"]
             for record in case["records"]
-            if own and record["timer"] == own["timer"] and record["contender"] not in (*OURS, "copy", "reference")
+            if own and record["timer"] == own["timer"] and _is_rival(record["contender"])
         }
         noted += [f"  {case_name(case)}: {note_line(note)}" for note in case["notes"]]
         if own and case["operation"] == "half step + loss":

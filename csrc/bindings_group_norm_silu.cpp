@@ -15,7 +15,7 @@ using cuda::GroupNormSize;
 /// Reads the tensors of one call and checks them against its x and skip. `maybe_...` give null for None.
 class NormArguments {
  public:
-  NormArguments(const Run& run, py::handle x, py::handle skip, int64_t groups) : run_(run) {
+  NormArguments(const Run& run, py::handle x, py::handle skip, int64_t groups, int tile_bytes) : run_(run) {
     if (!run.on_cuda()) throw py::value_error("group_norm_silu has no kernel for CPU tensors");
     const Tensor image = four_dimensional("x", x);
     if (image.dtype() != DType::float32 && image.dtype() != DType::bfloat16) {
@@ -41,7 +41,7 @@ class NormArguments {
           " channels with skip; the kernels take samples of 1 to 2^31 - 1 elements (backend=\"reference\" takes any)");
     }
     size_ = {image.size(0), static_cast<int>(pixels), static_cast<int>(channels), static_cast<int>(others),
-             static_cast<int>(groups), image.dtype()};
+             static_cast<int>(groups), image.dtype(), tile_bytes};
   }
 
   const GroupNormSize& size() const { return size_; }
@@ -127,16 +127,17 @@ int64_t workspace_size(const GroupNormSize& size, bool backward) {
 }
 
 int64_t call_workspace(
-    int64_t samples, int pixels, int channels, int skip_channels, int groups, bool backward) {
-  return workspace_size({samples, pixels, channels, skip_channels, groups, DType::float32}, backward);
+    py::handle x, py::handle skip, int64_t groups, bool backward, int tile_bytes, py::handle how) {
+  const Run run(how, x);
+  return workspace_size(NormArguments(run, x, skip, groups, tile_bytes).size(), backward);
 }
 
 void call_forward(
     py::handle y, py::handle sum, py::handle mean, py::handle rstd, py::handle x, py::handle skip, py::handle residual,
     py::handle shift, py::handle weight, py::handle bias, py::handle scale_shift, int64_t groups, double eps, bool silu,
-    py::handle workspace, py::handle how) {
+    int tile_bytes, py::handle workspace, py::handle how) {
   const Run run(how, x);
-  const NormArguments arguments(run, x, skip, groups);
+  const NormArguments arguments(run, x, skip, groups, tile_bytes);
   const GroupNormSize& size = arguments.size();
   const int64_t all = size.all_channels();
   cuda::GroupNormForward tensors{};
@@ -162,10 +163,10 @@ void call_forward(
 void call_backward(
     py::handle du, py::handle dskip, py::handle dweight, py::handle dbias, py::handle dshift, py::handle dscale_shift,
     py::handle dy, py::handle dsum, py::handle u, py::handle skip, py::handle shift, py::handle weight, py::handle bias,
-    py::handle scale_shift, py::handle mean, py::handle rstd, int64_t groups, bool silu, py::handle workspace,
-    py::handle how) {
+    py::handle scale_shift, py::handle mean, py::handle rstd, int64_t groups, bool silu, int tile_bytes,
+    py::handle workspace, py::handle how) {
   const Run run(how, u);
-  const NormArguments arguments(run, u, skip, groups);
+  const NormArguments arguments(run, u, skip, groups, tile_bytes);
   const GroupNormSize& size = arguments.size();
   const int64_t all = size.all_channels();
   cuda::GroupNormBackward tensors{};

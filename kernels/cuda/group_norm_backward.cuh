@@ -1,53 +1,33 @@
 #pragma once
 
-// The gradient of group normalisation in two passes over the images and a last one over sums. With h = (u - mean) rstd,
-// v = h p + q (Affine: p = weight (1 + scale)), y = silu(v) and g = dy silu'(v):
-//
-//     du = rstd (p g - m1 - h m2) + dsum,   m1, m2: the means of p g and p g h over a group's numbers.
-//
-// The first pass adds up g and g h of each chunk and channel; the gradients of everything but the images are sums of
-// these. Only mean and rstd are kept from the forward pass: v is formed anew in both passes.
+// The gradient of group normalisation in two passes over the images and a last one over sums. The first pass adds up g
+// and g h of each chunk and channel.
 
-#include "group_norm_chunks.cuh"
+#include "group_norm_gradient.cuh"
 
 namespace progdistill::cuda {
 
-/// What the passes leave in memory for the next.
+/// What the passes leave in memory for the next. Of no chunks: of_samples alone.
 struct BackwardSums {
   float* of_groups;    // (samples, chunks, 2, groups): sums of p g and p g h over a chunk
   float* of_channels;  // (samples, chunks, 2, all channels): of g and g h
   float* of_samples;   // (samples, 2, all channels): of (1 + scale) g and (1 + scale) g h
   float* of_du;        // (samples, chunks, channels)
 
-  BackwardSums(float* workspace, const GroupNormSize& size, const Chunks& chunks) {
+  BackwardSums(float* workspace, const GroupNormSize& size, int chunks) {
     const int64_t all = size.all_channels();
     of_groups = workspace;
-    of_channels = of_groups + size.samples * chunks.count * 2 * size.groups;
-    of_samples = of_channels + size.samples * chunks.count * 2 * all;
+    of_channels = of_groups + size.samples * chunks * 2 * size.groups;
+    of_samples = of_channels + size.samples * chunks * 2 * all;
     of_du = of_samples + size.samples * 2 * all;
   }
-  static int64_t count(const GroupNormSize& size, const Chunks& chunks) {
+  static int64_t count(const GroupNormSize& size, int chunks) {
     const int64_t all = size.all_channels();
-    return size.samples * (chunks.count * (2 * (size.groups + all) + size.channels) + 2 * all);
+    return size.samples * (chunks * (2 * (size.groups + all) + size.channels) + 2 * all);
   }
 };
 
-/// g = dy silu'(v).
-template <class Element>
-__device__ inline float through_silu(float dy, float v, bool silu) {
-  if (!silu) return dy;
-  const float s = sigmoid<Element>(v);
-  return dy * s * fused(v, 1.0f - s, 1.0f);
-}
-
-/// Adds up rows x channels numbers to the first row.
-__device__ inline float sum_of_rows(const float* values, int channels, int channel, int rows) {
-  double sum = 0.0;
-  for (int row = 0; row < rows; ++row) sum += values[row * channels + channel];
-  return static_cast<float>(sum);
-}
-
-/// body(g, u + offset, u's number in the loop, pixel) for this thread's pixels of a column.
+/// body(slopes, pixel) for this thread's pixels of a column.
 template <class Element, int Width, class Body>
 __device__ void for_each_pixel(
     const Lane<const Element>& dy, const Lane<const Element>& u, const Affine<Width>& affine, bool silu, int begin,
@@ -64,13 +44,7 @@ __device__ void for_each_pixel(
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
       if (from + k * rows >= end) break;
-      float g[Width], centred[Width];
-#pragma unroll
-      for (int i = 0; i < Width; ++i) {
-        centred[i] = own[k][i] + affine.offset[i];
-        g[i] = through_silu<Element>(slope[k][i], fused(centred[i], affine.gain[i], affine.bias[i]), silu);
-      }
-      body(g, centred, from + k * rows);
+      body(Slopes<Width>(slope[k], own[k], affine, silu), from + k * rows);
     }
   }
 }
@@ -86,26 +60,21 @@ __global__ void __launch_bounds__(kThreads, 2) group_norm_sums_kernel(
   const AffineTables tables(dynamic_shared(), channels);
   float* const of_g = dynamic_shared() + 3 * channels;  // of each row and channel, then of each channel; then times p
   float* const of_gh = of_g + grid.rows * channels;
-  tables.fill(tensors, size, tensors.shift, tensors.mean + chunk.sample * size.groups, rstd, chunk.sample);
+  tables.fill(tensors, size, tensors.shift, chunk.sample, 0, channels);
+  tables.normalise(tensors.mean + chunk.sample * size.groups, rstd, of_group, channels);
   __syncthreads();
   for_each_column(grid, [&](int column, int row) {
     const int channel = column * Width;
     const Affine<Width> affine(tables, channel);
-    float sum[Width] = {}, product[Width] = {};
+    SlopeSums<Width> own;
     for_each_pixel<Element, Width>(
         lane<const Element>(tensors.dy, size, chunk.sample, channels, channel),
         lane<const Element>(tensors.u, tensors.skip, size, chunk.sample, channel), affine, tensors.silu,
-        chunk.begin + row, chunk.end, grid.rows, [&](const float(&g)[Width], const float(&centred)[Width], int) {
-#pragma unroll
-          for (int i = 0; i < Width; ++i) {
-            sum[i] += g[i];
-            product[i] = fused(g[i], centred[i], product[i]);
-          }
-        });
+        chunk.begin + row, chunk.end, grid.rows, [&](const Slopes<Width>& slopes, int) { own.add(slopes); });
 #pragma unroll
     for (int i = 0; i < Width; ++i) {
-      of_g[row * channels + channel + i] = sum[i];
-      of_gh[row * channels + channel + i] = product[i];
+      of_g[row * channels + channel + i] = own.g[i];
+      of_gh[row * channels + channel + i] = own.product[i];
     }
   });
   __syncthreads();
@@ -119,14 +88,8 @@ __global__ void __launch_bounds__(kThreads, 2) group_norm_sums_kernel(
     of_g[channel] = p * g;
     of_gh[channel] = p * gh;
   });
-  __syncthreads();
   float* const group_sums = sums.of_groups + chunk.number * 2 * size.groups;
-  for_each(size.groups, [&](int group) {
-    double g = 0.0, gh = 0.0;
-    for (int channel = group * of_group; channel < (group + 1) * of_group; ++channel) {
-      g += of_g[channel];
-      gh += of_gh[channel];
-    }
+  sum_groups(of_g, of_gh, channels, of_group, [&](int group, double g, double gh) {
     group_sums[group] = static_cast<float>(g);
     group_sums[size.groups + group] = static_cast<float>(gh);
   });
@@ -140,7 +103,7 @@ __device__ inline double sum_of_chunks(const float* from, int chunks, int64_t st
   return sum;
 }
 
-/// What the chunks say of a sample's channels: for the sums over all samples, and for scale and shift_after.
+/// What the chunks say of a sample's channels.
 __device__ inline void write_sample_sums(
     const GroupNormSize& size, const GroupNormBackward& tensors, const Chunks& chunks, const BackwardSums& sums,
     int64_t sample) {
@@ -149,13 +112,7 @@ __device__ inline void write_sample_sums(
   for_each(channels, [&](int channel) {
     const auto g = static_cast<float>(sum_of_chunks(parts, chunks.count, 2 * channels, channel));
     const auto gh = static_cast<float>(sum_of_chunks(parts, chunks.count, 2 * channels, channels + channel));
-    const float factor = one_plus_scale(tensors, sample, channel);
-    sums.of_samples[(2 * sample) * channels + channel] = factor * g;
-    sums.of_samples[(2 * sample + 1) * channels + channel] = factor * gh;
-    if (tensors.dscale_shift == nullptr) return;
-    float* const to = tensors.dscale_shift + 2 * sample * channels + channel;
-    to[0] = fused(read(tensors.weight, 0, channel), gh, read(tensors.bias, 0, channel) * g);
-    to[channels] = g;
+    write_channel_sums(size, tensors, sums.of_samples, sample, channel, g, gh);
   });
 }
 
@@ -166,56 +123,40 @@ __global__ void __launch_bounds__(kThreads, 2) group_norm_gradient_kernel(
   const Chunk chunk(from_the_end(), chunks, size);
   const Grid grid = grid_of<Width>(size);
   const int channels = size.all_channels(), of_group = channels / size.groups;
-  const float* const mean = tensors.mean + chunk.sample * size.groups;
   const float* const rstd = tensors.rstd + chunk.sample * size.groups;
   const AffineTables tables(dynamic_shared(), channels);
-  const Table constants{dynamic_shared() + 3 * channels}, slopes{dynamic_shared() + 4 * channels};
-  float* const m1 = dynamic_shared() + 5 * channels;  // times rstd
-  float* const m2 = m1 + size.groups;                 // times rstd squared
+  const GroupTables of_groups(dynamic_shared() + 3 * channels, channels);
   const float* const parts = sums.of_groups + chunk.sample * chunks.count * 2 * size.groups;
   for_each(size.groups, [&](int group) {
-    const double factor = rstd[group] / (static_cast<double>(size.pixels) * of_group);
     const double g = sum_of_chunks(parts, chunks.count, 2 * size.groups, group);
     const double gh = sum_of_chunks(parts, chunks.count, 2 * size.groups, size.groups + group);
-    m1[group] = static_cast<float>(factor * g);
-    m2[group] = static_cast<float>(factor * rstd[group] * gh);
+    const double count = static_cast<double>(size.pixels) * of_group;
+    of_groups.fill(group * of_group, (group + 1) * of_group, rstd[group], count, g, gh);
   });
-  tables.fill(tensors, size, tensors.shift, mean, rstd, chunk.sample);
+  tables.fill(tensors, size, tensors.shift, chunk.sample, 0, channels);
+  tables.normalise(tensors.mean + chunk.sample * size.groups, rstd, of_group, channels);
   if (chunk.index == 0) write_sample_sums(size, tensors, chunks, sums, chunk.sample);
   __syncthreads();
-  for_each(channels, [&](int channel) {
-    constants[channel] = m1[channel / of_group];
-    slopes[channel] = m2[channel / of_group];
-  });
-  __syncthreads();
-  float* const of_du = m2 + size.groups;  // of each row and channel of x
+  float* const of_du = dynamic_shared() + 5 * channels;  // of each row and channel of x
   for_each_column(grid, [&](int column, int row) {
     const int channel = column * Width;
     const Affine<Width> affine(tables, channel);
     const auto to = lane<Element>(tensors.du, tensors.dskip, size, chunk.sample, channel);
     Lane<const Element> dsum{};
     if (channel < size.channels) dsum = lane<const Element>(tensors.dsum, size, chunk.sample, size.channels, channel);
-    float constant[Width], slope[Width], total[Width] = {};
-    constants.take(constant, channel);
-    slopes.take(slope, channel);
+    InputGradient<Width> gradient(of_groups, channel);
     for_each_pixel<Element, Width>(
         lane<const Element>(tensors.dy, size, chunk.sample, channels, channel),
         lane<const Element>(tensors.u, tensors.skip, size, chunk.sample, channel), affine, tensors.silu,
         chunk.begin + row, chunk.end, grid.rows,
-        [&](const float(&g)[Width], const float(&centred)[Width], int pixel) {
-          Packed<Element, Width> passed{}, result;
+        [&](const Slopes<Width>& slopes, int pixel) {
+          Packed<Element, Width> passed{};
           if (dsum) passed.load(dsum.at(pixel));
-#pragma unroll
-          for (int i = 0; i < Width; ++i) {
-            const float du = fused(g[i], affine.gain[i], -fused(centred[i], slope[i], constant[i])) + passed[i];
-            total[i] += du;
-            result.set(i, du);
-          }
-          result.store(to.at(pixel));
+          gradient.of(slopes, affine, passed).store(to.at(pixel));
         });
     if (tensors.dshift == nullptr || channel >= size.channels) return;
 #pragma unroll
-    for (int i = 0; i < Width; ++i) of_du[row * size.channels + channel + i] = total[i];
+    for (int i = 0; i < Width; ++i) of_du[row * size.channels + channel + i] = gradient.total[i];
   });
   if (tensors.dshift == nullptr) return;
   __syncthreads();

@@ -58,21 +58,31 @@ struct AffineTables {
 
   __device__ AffineTables(float* room, int channels) : offset{room}, gain{room + channels}, bias{room + 2 * channels} {}
 
-  /// mean and rstd are those of a sample's groups.
+  /// For `count` channels from `first` on, and as if each had mean 0 and deviation 1.
   template <class Tensors>
   __device__ void fill(
-      const Tensors& tensors, const GroupNormSize& size, const ChannelValues& shift, const float* mean,
-      const float* rstd, int64_t sample) const {
-    const int channels = size.all_channels(), of_group = channels / size.groups;
-    for_each(channels, [&](int channel) {
-      const int group = channel / of_group;
+      const Tensors& tensors, const GroupNormSize& size, const ChannelValues& shift, int64_t sample, int first,
+      int count) const {
+    for_each(count, [&](int i) {
+      const int channel = first + i;
       const float factor = one_plus_scale(tensors, sample, channel);
-      const float after =
-          tensors.scale_shift.data == nullptr ? 0.0f : read(tensors.scale_shift, sample, channels + channel);
-      const bool shifts = shift.data != nullptr && channel < size.channels;
-      offset[channel] = (shifts ? read(shift, sample, channel) : 0.0f) - mean[group];
-      gain[channel] = rstd[group] * (read(tensors.weight, 0, channel) * factor);
-      bias[channel] = fused(read(tensors.bias, 0, channel), factor, after);
+      const float after = tensors.scale_shift.data == nullptr
+                              ? 0.0f
+                              : read(tensors.scale_shift, sample, size.all_channels() + channel);
+      offset[i] = shift.data != nullptr && channel < size.channels ? read(shift, sample, channel) : 0.0f;
+      gain[i] = read(tensors.weight, 0, channel) * factor;
+      bias[i] = fused(read(tensors.bias, 0, channel), factor, after);
+    });
+  }
+  /// u has its shift already. This and the next: each thread does the channels that it has filled.
+  __device__ void drop_shift(int count) const {
+    for_each(count, [&](int i) { offset[i] = 0.0f; });
+  }
+  /// mean and rstd are those of the groups of these channels.
+  __device__ void normalise(const float* mean, const float* rstd, int of_group, int count) const {
+    for_each(count, [&](int i) {
+      offset[i] -= mean[i / of_group];
+      gain[i] *= rstd[i / of_group];
     });
   }
 };

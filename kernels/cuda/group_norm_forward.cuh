@@ -1,51 +1,11 @@
 #pragma once
 
 // Two passes over the images: each chunk's mean and sum of squared deviations of every group, and then, with those of
-// all chunks merged, the normalised images. Sums are shifted by a number of their own set, which is never much further
-// from the mean than the deviation: nothing cancels, however large the mean.
+// all chunks merged, the normalised images.
 
-#include "group_norm_chunks.cuh"
+#include "group_norm_moments.cuh"
 
 namespace progdistill::cuda {
-
-/// Mean and sum of squared deviations of a set of numbers, from such of its parts. `first` is a part's mean.
-struct Merged {
-  double first, count = 0.0, sum = 0.0, square = 0.0;
-
-  __device__ explicit Merged(double first) : first(first) {}
-  __device__ void add(double count_of_part, double mean, double deviations) {
-    const double away = mean - first;
-    count += count_of_part;
-    sum = fused(count_of_part, away, sum);
-    square += fused(count_of_part * away, away, deviations);
-  }
-  __device__ double mean() const { return first + sum / count; }
-  __device__ double deviations() const {
-    const double left = square - sum * (sum / count);
-    return left > 0.0 ? left : 0.0;
-  }
-};
-
-/// The same for single numbers of `Width` channels at once, shifted by the first.
-template <int Width>
-struct Moments {
-  float first[Width], sum[Width] = {}, square[Width] = {};
-
-  template <class Values>
-  __device__ void add(const Values& values) {
-#pragma unroll
-    for (int i = 0; i < Width; ++i) {
-      const float away = values[i] - first[i];
-      sum[i] += away;
-      square[i] = fused(away, away, square[i]);
-    }
-  }
-  __device__ float mean(int i, float count) const { return first[i] + sum[i] / count; }
-  __device__ float deviations(int i, float count) const {
-    const float left = square[i] - sum[i] * (sum[i] / count);
-    return left > 0.0f ? left : 0.0f;
-  }
-};
 
 /// Adds this thread's pixels of [begin, end) in a column without a residual.
 template <class Element, int Width>
@@ -149,25 +109,14 @@ __global__ void __launch_bounds__(kThreads, 2) group_moments_kernel(
     }
   });
   __syncthreads();
-  for_each(channels, [&](int channel) {
-    Merged merged(means[channel]);
-    for (int row = 0; row < grid.rows && row < pixels; ++row) {
-      merged.add(pixels_of_row(row), means[row * channels + channel], deviations[row * channels + channel]);
-    }
-    means[channel] = merged.mean();
-    deviations[channel] = merged.deviations();
-  });
-  __syncthreads();
   float* const own = partials + chunk.number * 2 * size.groups;
-  const int of_group = channels / size.groups;
-  for_each(size.groups, [&](int group) {
-    Merged merged(means[group * of_group]);
-    for (int channel = group * of_group; channel < (group + 1) * of_group; ++channel) {
-      merged.add(pixels, means[channel], deviations[channel]);
-    }
-    own[group] = merged.mean();
-    own[size.groups + group] = merged.deviations();
-  });
+  const int rows = grid.rows < pixels ? grid.rows : pixels;
+  merge_groups(
+      means, deviations, channels, channels / size.groups, rows, pixels, pixels_of_row,
+      [&](int group, const Merged& merged) {
+        own[group] = merged.mean();
+        own[size.groups + group] = merged.deviations();
+      });
 }
 
 /// mean and rstd of a sample's groups from its chunks.
@@ -182,7 +131,7 @@ __device__ inline void merge_chunks(
       merged.add(static_cast<double>(chunks.pixels_of(chunk, size)) * of_group, part[0], part[size.groups]);
     }
     mean[group] = merged.mean();
-    rstd[group] = static_cast<float>(1.0 / square_root(merged.deviations() / merged.count + eps));
+    rstd[group] = merged.rstd(eps);
   });
 }
 
@@ -201,13 +150,7 @@ __device__ void apply_column(
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
       if (from + k * rows >= end) break;
-      Packed<Element, Width> result;
-#pragma unroll
-      for (int i = 0; i < Width; ++i) {
-        const float v = fused(own[k][i] + affine.offset[i], affine.gain[i], affine.bias[i]);
-        result.set(i, silu ? v * sigmoid<Element>(v) : v);
-      }
-      result.store(y.at(from + k * rows));
+      normalised(own[k], affine, silu).store(y.at(from + k * rows));
     }
   }
 }
@@ -231,7 +174,8 @@ __global__ void __launch_bounds__(kThreads, 3) group_norm_apply_kernel(
     });
   }
   const bool has_sum = tensors.residual != nullptr;
-  tables.fill(tensors, size, has_sum ? ChannelValues{} : tensors.shift, mean, rstd, chunk.sample);
+  tables.fill(tensors, size, has_sum ? ChannelValues{} : tensors.shift, chunk.sample, 0, channels);
+  tables.normalise(mean, rstd, channels / size.groups, channels);
   __syncthreads();
   for_each_column(grid, [&](int column, int row) {
     const int channel = column * Width;

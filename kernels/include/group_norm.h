@@ -20,6 +20,7 @@ struct GroupNormSize {
   int skip_channels;
   int groups;
   DType dtype;
+  int tile_bytes;  // of shared memory for whole groups, to read each image once where they fit; 0: twice
 
   PD_HOST_DEVICE int all_channels() const { return channels + skip_channels; }
 };

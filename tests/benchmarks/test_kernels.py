@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+import cuda_on_cpu
 import draw_cases
 import group_norm_cases
 import kernel_cases
@@ -16,6 +17,7 @@ from kernel_cases import FORWARD, GRADIENT, Case, Contender, as_it_is, cases
 from kernel_table import best, case_lines, closing_lines
 from kernels import Settings, Subject, main, measure, subject
 from progdistill import ops
+from progdistill.ops import native
 from timing import HostClock
 
 SETTINGS = Settings("cpu", 2, 1e-4, False, ())
@@ -93,6 +95,26 @@ def test_a_norm_reads_each_image_once_each_way():
     assert moved[GRADIENT] == moved[FORWARD] + y + 2 * 3 * x + values
     with pytest.raises(ValueError, match="48 channels cannot be cut into 32 groups"):
         subject("2x32+16x4x4")
+
+
+def test_a_norm_that_is_read_twice(monkeypatch):
+    cuda_on_cpu.use(monkeypatch)
+    monkeypatch.setattr(group_norm_cases, "serving", lambda operation, device: ["cuda"])
+    workspace, budgets = native._C.group_norm_workspace, []
+
+    def noted(x, skip, groups, backward, tile_bytes, run):
+        budgets.append(tile_bytes)
+        return workspace(x, skip, groups, backward, tile_bytes, run)
+
+    monkeypatch.setattr(native._C, "group_norm_workspace", noted)
+    for case in group_norm_cases.cases("cpu"):
+        t = case.inputs(subject("2x32+64x4x4").sizes, "cpu", 0)
+        for name in ("cuda", "cuda, read twice"):
+            contender = case.contenders[name]
+            contender.join(*contender.pieces)(t)
+            calls = 2 if case.mode == GRADIENT else 1
+            assert len(budgets) == calls and all((budget > 0) == (name == "cuda") for budget in budgets)
+            budgets.clear()
 
 
 def test_torch_compile_gets_the_formulas_piece_by_piece(monkeypatch):

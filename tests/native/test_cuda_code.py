@@ -122,6 +122,28 @@ def test_images_of_a_norm_move_by_16_bytes(kernels, mark, element):
         assert kernel.spilled == 0
 
 
+# Kernels of whole groups -> 16-byte loads and stores of a thread (those of residual, sum and dsum among them) and its
+# 16-byte copies to shared memory, of which each stands for as many as a thread has pixels.
+TILES = {
+    "group_norm_once_kernelI{}Li8E": (4, 5, 1),
+    "group_norm_gradient_once_kernelI{}Li8E": (2, 2, 2),
+}
+
+
+@pytest.mark.parametrize("element", ["t", "f"])
+@pytest.mark.parametrize("mark", TILES)
+def test_tiles_of_a_norm_are_copied_by_16_bytes(kernels, mark, element):
+    loads, stores, copies = TILES[mark]
+    for kernel in select(kernels, mark.format(element)):
+        assert kernel.count(r"\bLDG\.E\S*\.128") >= loads
+        assert kernel.count(r"\bSTG\.E\S*\.128") >= stores
+        assert kernel.count(r"\bLDGSTS\S*\.128") >= copies * (2 if element == "f" else 1)
+        assert kernel.count(r"\bLDGSTS\b") == kernel.count(r"\bLDGSTS\S*\.128")
+        assert not kernel.count(r"\b(LD|ST)\.E"), "accesses that do not know that they go to the device's memory"
+        assert kernel.registers <= 80, "three blocks shall fit on a multiprocessor"
+        assert kernel.spilled == 0
+
+
 @pytest.mark.parametrize("mark", ["normal_kernelILb1E", "diffuse_seeded_kernelIfLb1E"])
 def test_drawn_noise_is_stored_by_16_bytes(kernels, mark):
     for kernel in select(kernels, mark):

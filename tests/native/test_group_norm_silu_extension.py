@@ -27,24 +27,28 @@ def good():
     return t | {"scale_shift": torch.ones(2, 24), "dscale_shift": torch.ones(2, 24)}
 
 
-def call(t, forward, groups=3, workspace=None):
+def call(t, forward, groups=3, workspace=None, tile_bytes=0):
     module = cuda_on_cpu.extension()
     view = lambda value: (  # noqa: E731
         (value.data_ptr(), tuple(value.shape), tuple(value.stride()), native._DTYPE_CODES[value.dtype], value)
         if isinstance(value, torch.Tensor)
         else value
     )
+    x, skip = (view(good()[name]) for name in ("x", "skip"))
     if workspace is None:
-        workspace = torch.empty(module.group_norm_workspace(2, 12, 8, 4, 3, not forward))
+        workspace = torch.empty(module.group_norm_workspace(x, skip, 3, not forward, tile_bytes, (0, 0)))
     if forward:
-        numbers = (groups, 1e-6, True, view(workspace), (0, 0))
+        numbers = (groups, 1e-6, True, tile_bytes, view(workspace), (0, 0))
         return module.group_norm_silu(*(view(t[name]) for name in FORWARD), *numbers)
-    return module.group_norm_silu_backward(*(view(t[name]) for name in BACKWARD), groups, True, view(workspace), (0, 0))
+    return module.group_norm_silu_backward(
+        *(view(t[name]) for name in BACKWARD), groups, True, tile_bytes, view(workspace), (0, 0)
+    )
 
 
+@pytest.mark.parametrize("tile_bytes", [0, 2**14])
 @pytest.mark.parametrize("forward", [True, False])
-def test_what_is_good_is_taken(forward):
-    call(good(), forward)
+def test_what_is_good_is_taken(forward, tile_bytes):
+    call(good(), forward, tile_bytes=tile_bytes)
 
 
 BAD_IMAGES = [

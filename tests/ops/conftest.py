@@ -1,5 +1,6 @@
 """The backends that tests of operations run on."""
 
+import importlib
 import math
 import os
 from collections import defaultdict
@@ -19,8 +20,17 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED and backends.unavailable("triton") is None:
     triton_interpreter.round_as_gpus()
 COMPILED = ["cpu", "cuda_on_cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton"))]
+# group_norm_silu's CUDA kernels read small samples once; "_in_chunks" has them read twice, as large ones are.
+IN_CHUNKS = ["cuda_on_cpu_in_chunks", pytest.param("cuda_in_chunks", marks=pytest.mark.gpu)]
 # Every weighting of every prediction type, and quick.
 WHOLE = ("test_prediction_loss_in_float64",)
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" not in metafunc.fixturenames:
+        return
+    compiled = COMPILED + IN_CHUNKS if getattr(metafunc.module, "OPERATION", None) == "group_norm_silu" else COMPILED
+    metafunc.parametrize("backend", ["triton"] if INTERPRETED else compiled, indirect=True)
 
 
 def pytest_collection_modifyitems(items):
@@ -48,6 +58,7 @@ class Backend(NamedTuple):
     name: str
     device: str
     interpreted: bool = False
+    in_chunks: bool = False
 
     def place(self, value):
         """Tensors, also those in lists, on the backend's device; layout and all else as they are."""
@@ -61,23 +72,27 @@ class Backend(NamedTuple):
         return tuple(part.cpu() for part in result) if isinstance(result, tuple) else result.cpu()
 
 
-@pytest.fixture(params=["triton"] if INTERPRETED else COMPILED)
+@pytest.fixture
 def backend(request, monkeypatch) -> Backend:
     """Each compiled backend that has the OPERATION of the module, if it names one; "cuda_on_cpu" is emulated."""
-    name = request.param.removesuffix("_on_cpu")
+    chosen = request.param.removesuffix("_in_chunks")
+    in_chunks = chosen != request.param
+    if in_chunks:
+        monkeypatch.setattr(importlib.import_module("progdistill.ops.group_norm_silu"), "TILE_BYTES", 0)
+    name = chosen.removesuffix("_on_cpu")
     operation = getattr(request.module, "OPERATION", None)
     if operation and name not in backends.declared()[operation]:
         pytest.skip(f"backend {name} has no {operation}")
-    if request.param == "cuda_on_cpu":
+    if chosen == "cuda_on_cpu":
         cuda_on_cpu.use(monkeypatch)
-        return Backend("cuda", "cpu")
-    device = "cpu" if INTERPRETED or request.param == "cpu" else "cuda"
-    reason = backends.unavailable(request.param)
+        return Backend("cuda", "cpu", in_chunks=in_chunks)
+    device = "cpu" if INTERPRETED or chosen == "cpu" else "cuda"
+    reason = backends.unavailable(chosen)
     if device == "cuda" and not torch.cuda.is_available():
         reason = "torch sees no GPU"
     if reason is not None:
-        pytest.skip(f"backend {request.param}: {reason}")
-    return Backend(request.param, device, INTERPRETED)
+        pytest.skip(f"backend {chosen}: {reason}")
+    return Backend(chosen, device, INTERPRETED, in_chunks)
 
 
 @pytest.fixture

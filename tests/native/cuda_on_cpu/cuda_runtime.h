@@ -57,6 +57,11 @@ void next_slots();
 /// The block's shared memory of dynamicSmemBytes; NaNs where nobody has written.
 void* dynamic_shared();
 
+/// Copies of the current thread, of which nothing is to be seen before they are finished.
+void copy_later(void* to, const void* from, size_t bytes);
+void commit_copies();
+void finish_copies();
+
 /// Runs body(context) once for every thread of every block; a barrier that not all of its threads reach is an error.
 cudaError_t run(const cudaLaunchConfig_t& config, void (*body)(void*), void* context);
 

@@ -36,12 +36,20 @@ namespace {
 constexpr unsigned kWarp = 32;
 constexpr size_t kStack = 128 * 1024;
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Thread {
   void* top = nullptr;  // of its stack, while others run
   std::unique_ptr<char[]> stack{new char[kStack]};
   Barrier waits = Barrier::none;
   bool done = false;
   unsigned shuffles = 0;
+  std::vector<Copy> copies;  // begun, not waited for
+  size_t committed = 0;      // of these
 };
 
 struct Block {
@@ -67,6 +75,8 @@ void start(Thread& thread) {
   thread.waits = Barrier::none;
   thread.done = false;
   thread.shuffles = 0;
+  thread.copies.clear();
+  thread.committed = 0;
   auto end = reinterpret_cast<uintptr_t>(thread.stack.get() + kStack) / 16 * 16;
   // From the end: where a caller's address would be, where to begin, six registers.
   auto* slots = reinterpret_cast<void**>(end);
@@ -125,6 +135,18 @@ void* slot_of(unsigned lane) {
 }
 
 void next_slots() { ++block.current->shuffles; }
+
+void copy_later(void* to, const void* from, size_t bytes) { block.current->copies.push_back({to, from, bytes}); }
+
+void commit_copies() { block.current->committed = block.current->copies.size(); }
+
+void finish_copies() {
+  Thread& self = *block.current;
+  const auto end = self.copies.begin() + static_cast<std::ptrdiff_t>(self.committed);
+  for (auto copy = self.copies.begin(); copy != end; ++copy) std::memcpy(copy->to, copy->from, copy->bytes);
+  self.copies.erase(self.copies.begin(), end);
+  self.committed = 0;
+}
 
 void* dynamic_shared() { return block.shared.data(); }
 
