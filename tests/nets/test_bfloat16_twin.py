@@ -135,7 +135,13 @@ RESIDUAL_BLOCKS = replace(
 # What writes images because it computes them: products, norms, resampling, and sums of gradients.
 FORWARD = {"convolution", "mm", "addmm", "addmm_", "norm", "_scaled_dot_product_flash_attention_for_cpu"}
 FORWARD |= {"upsample_nearest2d", "avg_pool2d"}
-BACKWARD = {"convolution_backward", "mm", "norm_backward", "_scaled_dot_product_flash_attention_for_cpu_backward"}
+BACKWARD = {
+    "convolution_backward",
+    "mm",
+    "addmm_",
+    "norm_backward",
+    "_scaled_dot_product_flash_attention_for_cpu_backward",
+}
 BACKWARD |= {"upsample_nearest2d_backward", "avg_pool2d_backward", "add"}
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from progdistill.nets.layers import project
 from progdistill.nets.pending_sum import PendingSum
+from progdistill.nets.query_key_value import projections
 
 
 class Attention(nn.Module):
@@ -37,11 +38,11 @@ class Attention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W) in ``x``'s memory format; channels_last costs no copy."""
         h = x.formed() if self.group_norm is None else x.normalised(self.group_norm, silu=False)
         height_width = h.shape[2:]
-        # One copy for an NCHW tensor, instead of one in each of the three projections.
+        # One copy for an NCHW tensor, instead of one in each product that reads it.
         tokens = h.flatten(2).transpose(1, 2).contiguous()
         q, k, v = (
-            project(layer, tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.to_q, self.to_k, self.to_v)
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in projections((self.to_q, self.to_k, self.to_v), tokens)
         )
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         to_out = self.to_out[0]

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from progdistill.nets.attention import Attention
+from progdistill.nets.query_key_value import lay_side_by_side
 from progdistill.nets.unet import UNet
 
 # Biases that a norm adds in float32 (`PendingSum`), and that of the network's output.
@@ -37,4 +39,13 @@ def bfloat16_twin(network: UNet) -> UNet:
     parameters = dict(twin.named_parameters())
     for name, dtype in compute_dtypes(twin).items():
         parameters[name].data = parameters[name].data.to(dtype)
-    return twin.to(memory_format=torch.channels_last)
+    twin.to(memory_format=torch.channels_last)
+    lay_attentions_out(twin)
+    return twin
+
+
+def lay_attentions_out(twin: UNet) -> None:
+    """Brings the matrices of queries, keys and values side by side, where one product reads them."""
+    for module in twin.modules():
+        if isinstance(module, Attention):
+            lay_side_by_side((module.to_q, module.to_k, module.to_v))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from progdistill.core import Denoiser
-from progdistill.nets.bfloat16_twin import compute_dtypes
+from progdistill.nets.bfloat16_twin import compute_dtypes, lay_attentions_out
 from progdistill.nets.unet import UNet
 
 
@@ -95,7 +95,9 @@ def _bfloat16_twin(network: UNet) -> tuple[UNet, dict[nn.Parameter, nn.Parameter
     }
     shared: list[Tensor] = [*network.parameters(), *network.buffers()]
     known = {id(tensor): twins.get(tensor, tensor) if isinstance(tensor, nn.Parameter) else tensor for tensor in shared}
-    return copy.deepcopy(network, known), twins
+    twin = copy.deepcopy(network, known)
+    lay_attentions_out(twin)
+    return twin, twins
 
 
 class _Autocast(nn.Module):
