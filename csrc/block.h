@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "images.h"
 #include "loops/loops.h"
@@ -63,6 +64,13 @@ struct Scratch {
   alignas(64) T heads[2][kBlock];
   alignas(64) T grads[2][kBlock];
 };
+
+/// Of every sample's angle, before the images are read: side by side they take a tenth of the time.
+inline std::vector<SineCosine> sines_and_cosines(const double* phi, int64_t samples) {
+  std::vector<SineCosine> by(samples);
+  loops().sine_and_cosine(by.data(), phi, samples);
+  return by;
+}
 
 /// Calls body(coefficients(sample), block, scratch) for all blocks, the coefficients once for each run of a sample.
 template <class T, class Coefficients, class Body>

@@ -7,6 +7,7 @@ namespace progdistill {
 
 bool diffuse(
     const Layout& layout, const Sink& z, const Source& x, const Source& noise, const double* phi, int threads) {
+  const std::vector<SineCosine> by = sines_and_cosines(phi, layout.samples);
   Watch watch;
   for_state_type(layout, [&](auto zero) {
     using T = decltype(zero);
@@ -14,7 +15,7 @@ bool diffuse(
         layout, Blocks(layout, true), threads,
         [&](int64_t b) {
           watch.angle(phi[b]);
-          return sine_and_cosine(phi[b]);
+          return by[b];
         },
         [&](const SineCosine& by, const Block& block, Scratch<T>& scratch) {
           Sum<T> sum(layout, block, scratch);

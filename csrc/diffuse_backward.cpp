@@ -7,10 +7,11 @@ namespace progdistill {
 void diffuse_backward(
     const Layout& layout, const std::optional<Sink>& grad_x, const std::optional<Sink>& grad_noise, const Source& grad,
     const double* phi, int threads) {
+  const std::vector<SineCosine> by = sines_and_cosines(phi, layout.samples);
   for_state_type(layout, [&](auto zero) {
     using T = decltype(zero);
     for_each_block<T>(
-        layout, Blocks(layout, true), threads, [&](int64_t b) { return sine_and_cosine(phi[b]); },
+        layout, Blocks(layout, true), threads, [&](int64_t b) { return by[b]; },
         [&](const SineCosine& by, const Block& block, Scratch<T>&) {
           T* to[2];
           T factors[2];

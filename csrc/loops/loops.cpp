@@ -218,6 +218,10 @@ void join(float* pixels, const float* first, const float* second, int64_t channe
   }
 }
 
+void angles_to_sine_and_cosine(SineCosine* by, const double* phi, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) by[i] = sine_and_cosine(phi[i]);
+}
+
 void bfloat16_to_float(float* dst, const uint16_t* src, int64_t n) {
   for (int64_t i = 0; i < n; ++i) dst[i] = float_of_bfloat16(src[i]);
 }
@@ -257,6 +261,7 @@ const Loops table = {
     {combine<double>, scale<double>, clipped_step<double>, unclipped<double>, clipped_target<double>,
      residual<double>, split_any<double>, join_any<double>, adamw_ema<double>,
      sum_of_squares<double>},
+    angles_to_sine_and_cosine,
     bfloat16_to_float,
     float_to_bfloat16,
     normal,

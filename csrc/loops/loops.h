@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "adamw.h"
+#include "angles.h"
 #include "loss_type.h"
 
 namespace progdistill {
@@ -106,6 +107,7 @@ struct TypedLoops {
 struct Loops {
   TypedLoops<float> f32;
   TypedLoops<double> f64;
+  void (*sine_and_cosine)(SineCosine* by, const double* phi, int64_t n);
   void (*bfloat16_to_float)(float* dst, const uint16_t* src, int64_t n);
   void (*float_to_bfloat16)(uint16_t* dst, const float* src, int64_t n);
   /// Four normals for each of `blocks` consecutive Philox counters.

@@ -27,7 +27,8 @@ WHOLE = ("test_prediction_loss_in_float64",)
 
 
 def pytest_generate_tests(metafunc):
-    if "backend" not in metafunc.fixturenames:
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "backend" not in metafunc.fixturenames or "backend" in own:
         return
     compiled = COMPILED + IN_CHUNKS if getattr(metafunc.module, "OPERATION", None) == "group_norm_silu" else COMPILED
     metafunc.parametrize("backend", ["triton"] if INTERPRETED else compiled, indirect=True)

@@ -189,8 +189,9 @@ def _implementation(
     copy: Tensor | None = None,
 ) -> Tensor:
     run = choose("ddim_step", z.device.type, backend)
-    if run is not _ddim_step_native:  # the C++ kernel looks at the values on its way
-        _check_values(phi, phi_next, prediction_type, clip)
+    if run is _ddim_step_native:  # looks at the values on its way, and writes its result as z lies
+        return run(z, out, phi, phi_next, prediction_type, clip, copy)
+    _check_values(phi, phi_next, prediction_type, clip)
     return dense(run(z, out, phi, phi_next, prediction_type, clip, copy), memory_format(z))
 
 

@@ -72,8 +72,9 @@ declare(
 
 def _implementation(x: Tensor, noise: Tensor, phi: Tensor, backend: str | None) -> Tensor:
     run = choose("diffuse", x.device.type, backend)
-    if run is not _diffuse_native:  # the C++ kernel looks at the values on its way
-        checks.check_angle_values("phi", phi)
+    if run is _diffuse_native:  # looks at the values on its way, and writes z as x lies
+        return run(x, noise, phi)
+    checks.check_angle_values("phi", phi)
     return dense(run(x, noise, phi), memory_format(x))
 
 

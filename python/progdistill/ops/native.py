@@ -47,7 +47,7 @@ def run(tensor: Tensor):
     Torch's number of threads for a CPU tensor; for a CUDA tensor None, which has the extension ask torch for its
     stream, or (device index, stream pointer) where it cannot.
     """
-    if tensor.device.type == "cpu":
+    if tensor.is_cpu:
         return torch.get_num_threads()
     if _exchange_api is not None:
         return None
