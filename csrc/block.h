@@ -65,7 +65,7 @@ struct Scratch {
   alignas(64) T grads[2][kBlock];
 };
 
-/// Of every sample's angle, before the images are read: side by side they take a tenth of the time.
+/// Of every sample's angle, before the images are read: one loop, of which the compiler makes vector code.
 inline std::vector<SineCosine> sines_and_cosines(const double* phi, int64_t samples) {
   std::vector<SineCosine> by(samples);
   loops().sine_and_cosine(by.data(), phi, samples);
