@@ -29,8 +29,9 @@ def transposed_kernel(weight: Tensor) -> Tensor:
     ``weight``: (C', C, 3, 3). Returns (C, C', 4, 4) in its memory format, each number a sum of up to four, rounded
     once.
     """
-    spread = F.avg_pool2d(weight, 2, stride=1, padding=1, divisor_override=1)
-    return dense(spread.flip(2, 3).transpose(0, 1), memory_format(weight))
+    turned = dense(weight.flip(2, 3).transpose(0, 1), torch.channels_last)  # the order in which pooling is fast
+    spread = F.avg_pool2d(turned, 2, stride=1, padding=1, divisor_override=1)
+    return dense(spread, memory_format(weight))
 
 
 class UpsamplingConv2d(nn.Conv2d):
