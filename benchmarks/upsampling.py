@@ -11,20 +11,20 @@ graph in which copies of the inputs take turns, so that the L2 cache is cold; in
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from machine import describe, one_line
 from matrix_rate import DTYPE
 from options import parsed, parser_of, positive, writer
-from progdistill.nets.layers import convolve
 from progdistill.nets.presets import PRESETS, preset
 from progdistill.nets.unet import UNet
-from progdistill.nets.upsampling import UpsamplingConv2d, transposed_kernel, upsample
+from progdistill.nets.upsampling import UpsamplingConv2d, transposed_convolution, transposed_kernel, upsample
 from rotation import Rotation, captured, copies_beyond, tensor_bytes
 from timing import clock_of, interleaved, spread
 
@@ -72,38 +72,21 @@ def operands(shape: Shape, batch_size: int, device: str) -> Operands:
     return Operands(x, weight, transposed_kernel(weight), draw(batch_size, shape.out_channels, *grad))
 
 
-def contenders(shape: Shape, call: str) -> dict[str, Callable[[Operands], Any]]:
+def contenders(call: str) -> dict[str, Callable[[Operands], Any]]:
     """What is timed, by name: a kernel that is kept has no backward pass."""
-    ways: dict[str, Callable[[UpsamplingConv2d, Operands], Tensor]] = {
-        IMAGE: lambda conv, given: convolve(conv, upsample(given.x), bias=False),
-        TRANSPOSED: lambda conv, given: transposed(conv, given.x),
+    ways: dict[str, Callable[[Operands], Tensor]] = {
+        IMAGE: lambda given: F.conv2d(upsample(given.x), given.weight, padding=1),
+        TRANSPOSED: lambda given: transposed_convolution(given.x, transposed_kernel(given.weight)),
     }
     if call == CALLS[0]:
-        ways[KEPT] = lambda conv, given: transposed(conv, given.x, given.kernel)
-    with torch.device("meta"):
-        conv = UpsamplingConv2d(shape.in_channels, shape.out_channels)
-    return {name: _of_operands(way, conv, backward=call == CALLS[1]) for name, way in ways.items()}
+        return {**ways, KEPT: lambda given: transposed_convolution(given.x, given.kernel)}
+    return {name: partial(_with_backward, way) for name, way in ways.items()}
 
 
-def transposed(conv: UpsamplingConv2d, x: Tensor, kernel: Tensor | None = None) -> Tensor:
-    """`UpsamplingConv2d.of_upsampled`, however few the pixels are: one that has a kernel asks no more."""
-    conv._kernel = transposed_kernel(conv.weight) if kernel is None else kernel
-    return conv.of_upsampled(x, bias=False)
-
-
-def _of_operands(
-    way: Callable[[UpsamplingConv2d, Operands], Tensor], conv: UpsamplingConv2d, backward: bool
-) -> Callable[[Operands], Any]:
-    def call(given: Operands) -> Any:
-        own = copy.copy(conv)  # a module of its own for its parameters
-        own._parameters = {"weight": torch.nn.Parameter(given.weight, requires_grad=backward), "bias": None}
-        if not backward:
-            return way(own, given)
-        x = given.x.detach().requires_grad_()
-        with torch.enable_grad():
-            return torch.autograd.grad(way(own, given._replace(x=x)), [x, own.weight], given.grad)
-
-    return call
+def _with_backward(way: Callable[[Operands], Tensor], given: Operands) -> tuple[Tensor, ...]:
+    x, weight = (tensor.detach().requires_grad_() for tensor in (given.x, given.weight))
+    with torch.enable_grad():
+        return torch.autograd.grad(way(given._replace(x=x, weight=weight)), [x, weight], given.grad)
 
 
 def measure(shape: Shape, batch_size: int, device: str, l2_bytes: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +95,7 @@ def measure(shape: Shape, batch_size: int, device: str, l2_bytes: int, options: 
     sets = [one] + [Operands(*(t.clone() for t in one)) for _ in range(copies_beyond(l2_bytes, tensor_bytes(one)) - 1)]
     found: dict[str, Any] = {}
     for call in CALLS:
-        turns: dict[str, Any] = {name: Rotation(run, sets) for name, run in contenders(shape, call).items()}
+        turns: dict[str, Any] = {name: Rotation(run, sets) for name, run in contenders(call).items()}
         if device == "cuda":
             turns = {name: captured(rotation, None) for name, rotation in turns.items()}
         seconds = interleaved(turns, clock_of(device), **options)

@@ -34,6 +34,11 @@ def transposed_kernel(weight: Tensor) -> Tensor:
     return dense(spread, memory_format(weight))
 
 
+def transposed_convolution(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The convolution of `upsample(x)` with the weight of a `transposed_kernel`: (B, C, H, W) -> (B, C', 2H, 2W)."""
+    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
+
+
 class UpsamplingConv2d(nn.Conv2d):
     """A 3x3 convolution that can have its image upsampled before: `of_upsampled`. Called, it is `nn.Conv2d`."""
 
@@ -43,18 +48,20 @@ class UpsamplingConv2d(nn.Conv2d):
 
     def of_upsampled(self, x: Tensor, *, bias: bool = True) -> Tensor:
         """What it makes of `upsample(x)`, with its bias or without: (B, C, H, W) -> (B, C', 2H, 2W)."""
-        if not self._is_transposed(x):
+        kernel = None if self.weight.requires_grad else self._kernel
+        # A matter of speed; and an exported graph is to say what it does as others would.
+        if torch.compiler.is_exporting() or not (self._is_wide() and (kernel is not None or _are_many_pixels(x))):
             return convolve(self, upsample(x), bias=bias)
-        kernel = transposed_kernel(self.weight) if self._kernel is None else self._kernel
-        shift = self.bias.to(kernel.dtype) if bias else None
-        return F.conv_transpose2d(x, kernel, shift, stride=2, padding=1)
+        if kernel is None:
+            kernel = transposed_kernel(self.weight)
+        return transposed_convolution(x, kernel, self.bias.to(kernel.dtype) if bias else None)
 
     @torch.no_grad()
     def keep_kernel(self) -> None:
         """Forms the transposed kernel of the weights as they are now, for all calls to come.
 
-        Called again it takes in new weights, in memory that stays where it is. Where weights change before every
-        call, in training, nothing is to be kept.
+        For copies of a network that are constants: weights that require gradients have it formed in every call. Called
+        again it takes in new weights, in memory that stays where it is.
         """
         kernel = transposed_kernel(self.weight)
         if self._kernel is None:
@@ -62,11 +69,12 @@ class UpsamplingConv2d(nn.Conv2d):
         else:
             self._kernel.copy_(kernel)
 
-    def _is_transposed(self, x: Tensor) -> bool:
-        """A matter of speed; and an exported graph is to say what it does as others would."""
-        if torch.compiler.is_exporting() or min(self.weight.shape[:2]) < LEAST_CHANNELS:
-            return False
-        return self._kernel is not None or x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS
+    def _is_wide(self) -> bool:
+        return min(self.weight.shape[:2]) >= LEAST_CHANNELS
+
+
+def _are_many_pixels(x: Tensor) -> bool:
+    return x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS
 
 
 def keep_kernels(network: nn.Module) -> None:
