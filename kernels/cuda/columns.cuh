@@ -36,6 +36,7 @@ struct Packed {
   __device__ float operator[](int i) const {
     return as_state<float>(cut<Element>(words[i / kPerVector], i % kPerVector));
   }
+  /// In rising order of i: the first half of a word clears the second.
   __device__ void set(int i, float value) {
     put(words[i / kPerVector], i % kPerVector, as_element<Element>(value));
   }
