@@ -29,6 +29,7 @@ import draw_cases
 import group_norm_cases
 import kernel_cases
 import optimizer_cases
+import padded_sum_cases
 import sampling_cases
 from copy_rate import copy_rate
 from kernel_cases import GRADIENT, Case, Contender
@@ -248,7 +249,8 @@ def run(
 def cases_of(about: Subject, device: str) -> list[Case]:
     """The operations on images, those on a layer's, or those on a network's parameters."""
     if about.is_layer:
-        return group_norm_cases.cases(device)
+        has_skip = about.sizes[1][1] > 0
+        return [*group_norm_cases.cases(device), *([] if has_skip else padded_sum_cases.cases(device))]
     if about.is_network:
         return optimizer_cases.cases(device)
     return [*kernel_cases.cases(device), *sampling_cases.cases(device), *draw_cases.cases(device)]

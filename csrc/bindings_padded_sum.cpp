@@ -15,7 +15,7 @@ cuda::PaddedSumSize padded_size(const ImageArguments& arguments, int64_t padding
   }
   const int64_t padded = (arguments.height() + padding) * (arguments.width() + padding);
   const bool is_empty = arguments.height() * arguments.width() == 0;
-  arguments.check_size(is_empty ? 0 : padded * arguments.channels(), "its padding " + std::to_string(padding));
+  arguments.check_size(is_empty ? 0 : padded * arguments.channels(), "with padding " + std::to_string(padding));
   return {arguments.samples(), static_cast<int>(arguments.height()), static_cast<int>(arguments.width()),
           static_cast<int>(arguments.channels()), static_cast<int>(padding), arguments.dtype()};
 }
