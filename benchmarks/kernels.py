@@ -271,8 +271,8 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
         "--shapes",
         nargs="+",
         metavar="BxCxHxW",
-        help="batches of images; with C+S channels for a norm that has a skip connection of S; networks for the "
-        f"optimizer's operations; default: {' '.join(SHAPES)}",
+        help="batches of images; with C+S channels for a norm that has a skip connection of S, and with C+0 also for "
+        f"padded sums; networks for the optimizer's operations; default: {' '.join(SHAPES)}",
     )
     parser.add_argument("--only", nargs="+", default=[], help="cases whose name contains one of these")
     parser.add_argument("--repetitions", type=positive, help="default: 20, with --quick 2")

@@ -70,10 +70,9 @@ __device__ Packed<Element, Width> zeros() {
 }
 
 template <class Element, int Width>
-__global__ void __launch_bounds__(kThreads, 3)
-    padded_sum_kernel(
-        const __grid_constant__ PaddedSumSize size, const __grid_constant__ PaddedSum tensors,
-        const __grid_constant__ Blocks<Element, Width> blocks) {
+__global__ void __launch_bounds__(kThreads, 3) padded_sum_kernel(
+    const __grid_constant__ PaddedSumSize size, const __grid_constant__ PaddedSum tensors,
+    const __grid_constant__ Blocks<Element, Width> blocks) {
   constexpr int kLoads = kBatch<Element>;
   const uint32_t pixels = size.padded_pixels();
   blocks.for_each_column([&](int64_t sample, int channel, uint32_t first) {
@@ -161,7 +160,7 @@ int padded_sum(const PaddedSumSize& size, const PaddedSum& tensors, const Queue&
     using Element = decltype(element);
     const Blocks<Element, width()> blocks(size, size.padded_pixels());
     return launch(
-        padded_sum_kernel<Element, width()>, size.samples * int64_t{blocks.of_sample}, blocks.grid.threads(), queue, size,
+        padded_sum_kernel<Element, width()>, size.samples * blocks.of_sample, blocks.grid.threads(), queue, size,
         tensors, blocks);
   });
 }
@@ -173,7 +172,7 @@ int padded_sum_backward(const PaddedSumSize& size, const PaddedSumBackward& tens
     using Element = decltype(element);
     const Blocks<Element, width()> blocks(size, size.pixels());
     return launch(
-        padded_sum_gradient_kernel<Element, width()>, size.samples * int64_t{blocks.of_sample}, blocks.grid.threads(), queue,
+        padded_sum_gradient_kernel<Element, width()>, size.samples * blocks.of_sample, blocks.grid.threads(), queue,
         size, tensors, blocks);
   });
 }
