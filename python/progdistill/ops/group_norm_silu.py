@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from progdistill.ops import native
+from progdistill.ops import group_norm_kernels as kernels
 from progdistill.ops.backends import choose, declare
+from progdistill.ops.group_norm_checks import check_norm
 from progdistill.ops.layout import dense, memory_format
 from progdistill.ops.registration import register
 
@@ -57,7 +58,7 @@ def group_norm_silu(
     Raises:
         TypeError, ValueError: wrong dtype, shape, device, eps or number of groups, with what is allowed.
     """
-    _check(x, weight, bias, groups, eps, skip, shift, scale_shift, residual)
+    check_norm(x, weight, bias, groups, eps, skip, shift, scale_shift, residual)
     if _is_left_to_reference(x.device.type, x.dtype, backend):
         return group_norm_silu_reference(
             x, weight, bias, groups, eps, skip=skip, shift=shift, scale_shift=scale_shift, residual=residual, silu=silu
@@ -109,57 +110,6 @@ def group_norm_silu_reference(
     return y if residual is None else (y, dense(sum, format))
 
 
-def _check(x, weight, bias, groups, eps, skip, shift, scale_shift, residual) -> None:
-    if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
-        raise TypeError(f"x is {x.dtype}; expected float32, float64 or bfloat16")
-    if x.dim() != 4:
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, C, H, W)")
-    samples, channels = x.shape[:2]
-    if residual is not None:
-        _check_image("residual", residual, x)
-    normalised = channels
-    if skip is not None:
-        _check_image("skip", skip, x, own_channels=True)
-        normalised += skip.shape[1]
-    if groups < 1 or normalised % groups != 0:
-        raise ValueError(f"groups is {groups}, which does not divide the {normalised} channels; use a divisor")
-    if not eps > 0:
-        raise ValueError(f"eps is {eps}; use a positive number such as 1e-6")
-    for name, values, shapes in (
-        ("weight", weight, ((normalised,),)),
-        ("bias", bias, ((normalised,),)),
-        ("shift", shift, ((samples, channels), (1, channels), (channels,))),
-        ("scale_shift", scale_shift, ((samples, 2 * normalised), (1, 2 * normalised))),
-    ):
-        if values is not None:
-            _check_values(name, values, shapes, x)
-
-
-def _check_image(name: str, image: Tensor, x: Tensor, own_channels: bool = False) -> None:
-    channels = image.shape[1] if own_channels and image.dim() == 4 else x.shape[1]
-    if image.shape != (x.shape[0], channels, *x.shape[2:]):
-        wanted = "its samples, height and width" if own_channels else "that shape"
-        raise ValueError(f"{name} has shape {tuple(image.shape)}, x has {tuple(x.shape)}; it must have {wanted}")
-    if image.dtype != x.dtype:
-        raise TypeError(f"{name} is {image.dtype}, x is {x.dtype}; convert one of them")
-    _check_device(name, image, x)
-
-
-def _check_values(name: str, values: Tensor, shapes: tuple[tuple[int, ...], ...], x: Tensor) -> None:
-    if values.shape not in shapes:
-        allowed = " or ".join(map(str, dict.fromkeys(shapes)))
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; expected {allowed} with x of {tuple(x.shape)}")
-    if values.dtype not in (torch.float32, x.dtype):
-        allowed = " or ".join(dict.fromkeys((str(torch.float32), str(x.dtype))))
-        raise TypeError(f"{name} is {values.dtype}; beside a {x.dtype} x it may be {allowed}")
-    _check_device(name, values, x)
-
-
-def _check_device(name: str, tensor: Tensor, x: Tensor) -> None:
-    if tensor.device != x.device:
-        raise ValueError(f"{name} is on {tensor.device}, x on {x.device}; move one of them")
-
-
 def _is_left_to_reference(device: str, dtype: torch.dtype, backend: str | None) -> bool:
     if choose("group_norm_silu", device, backend) is group_norm_silu_reference:
         return True
@@ -179,66 +129,11 @@ def _channels_last(image: Tensor | None) -> Tensor | None:
     return None if image is None else dense(image, torch.channels_last)
 
 
-# The kernels' calls, the same for every compiled backend. All tensors are of one device and dense, images in
-# channels_last order; the first ones are results, allocated by the caller; what is None is left out. `shift` is (B, C)
-# or (1, C), `scale_shift` (B, 2 (C + C')) or (1, ...); they, weight and bias are float32 or as x, each for itself. The
-# batch may be empty.
-#
-# forward(y, sum, mean, rstd, x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu)
-#     sum (B, C, H, W): x + residual + shift as x; exactly with a residual. mean, rstd (B, groups) float32.
-#
-# backward(du, dskip, dweight, dbias, dshift, dscale_shift,
-#          dy, dsum, u, skip, shift, weight, bias, scale_shift, mean, rstd, groups, silu)
-#     u: the sum if there was a residual (then shift is None, being part of it), else x. du (B, C, H, W) is the gradient
-#     of x and residual alike, dsum being part of it; dshift (B, C) is the sum of it over the pixels before rounding,
-#     and may be wanted without a shift. dweight, dbias (C + C',), dshift and dscale_shift (B, 2 (C + C')) are float32.
-
-
-# Shared memory that a block of the CUDA kernels may fill to read images once, where whole groups fit; 0: they are read
-# twice. 99 KB are what every GPU from sm_80 on gives a block, and leave room for two of them on an H100 or H200.
-TILE_BYTES = 99 * 1024
-
-
-def _forward_native(y, sum, mean, rstd, x, skip, *values) -> None:
-    workspace = _workspace(x, skip, mean, False)
-    tensors = (y, sum, mean, rstd, x, skip, *values[:-3])
-    native._C.group_norm_silu(*map(_view, tensors), *values[-3:], TILE_BYTES, workspace, native.run(x))
-
-
-def _backward_native(*arguments) -> None:
-    *tensors, groups, silu = arguments
-    u, skip, mean = tensors[8], tensors[9], tensors[14]
-    workspace = _workspace(u, skip, mean, True)
-    native._C.group_norm_silu_backward(*map(_view, tensors), groups, silu, TILE_BYTES, workspace, native.run(u))
-
-
-def _workspace(x: Tensor, skip: Tensor | None, mean: Tensor, backward: bool):
-    run, groups = native.run(x), mean.shape[1]
-    count = native._C.group_norm_workspace(_view(x), _view(skip), groups, backward, TILE_BYTES, run)
-    return _view(mean.new_empty(count))
-
-
-def _view(tensor: Tensor | None):
-    return None if tensor is None else native.view(tensor)
-
-
-def _forward_triton(*arguments) -> None:
-    from progdistill.ops.triton_kernels import group_norm_silu
-
-    group_norm_silu.forward(*arguments)
-
-
-def _backward_triton(*arguments) -> None:
-    from progdistill.ops.triton_kernels import group_norm_silu
-
-    group_norm_silu.backward(*arguments)
-
-
 declare(
     "group_norm_silu",
-    {"reference": group_norm_silu_reference, "cuda": _forward_native, "triton": _forward_triton},
+    {"reference": group_norm_silu_reference, "cuda": kernels.forward_native, "triton": kernels.forward_triton},
 )
-_BACKWARD = {_forward_native: _backward_native, _forward_triton: _backward_triton}
+_BACKWARD = {kernels.forward_native: kernels.backward_native, kernels.forward_triton: kernels.backward_triton}
 
 
 def _implementation(
