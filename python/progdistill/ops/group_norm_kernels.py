@@ -1,18 +1,20 @@
 """The compiled kernels of group_norm_silu.
 
-Their calls are the same for every compiled backend. All tensors are of one device and dense, images in
-channels_last order; the first ones are results, allocated by the caller; what is None is left out. `shift` is (B, C)
-or (1, C), `scale_shift` (B, 2 (C + C')) or (1, ...); they, weight and bias are float32 or as x, each for itself. The
-batch may be empty.
+Their calls are the same for every compiled backend. All tensors are of one device and dense, images in channels_last
+order; the first ones are results, allocated by the caller; what is None is left out. `shift` is (B, C) or (1, C),
+`scale_shift` (B, 2 (C + C')) or (1, ...); they, weight and bias are float32 or as x, each for itself. The batch may be
+empty.
 
 forward(y, sum, mean, rstd, x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu)
-    sum (B, C, H, W): x + residual + shift as x; exactly with a residual. mean, rstd (B, groups) float32.
+    sum (B, C, H, W): x + residual + shift as x, and what is normalised then; with a residual it must be given. mean,
+    rstd (B, groups) float32.
 
 backward(du, dskip, dweight, dbias, dshift, dscale_shift,
-         dy, dsum, u, skip, shift, weight, bias, scale_shift, mean, rstd, groups, silu)
-    u: the sum if there was a residual (then shift is None, being part of it), else x. du (B, C, H, W) is the gradient
-    of x and residual alike, dsum being part of it; dshift (B, C) is the sum of it over the pixels before rounding,
-    and may be wanted without a shift. dweight, dbias (C + C',), dshift and dscale_shift (B, 2 (C + C')) are float32.
+         dy, du_bypass, dskip_bypass, u, skip, shift, weight, bias, scale_shift, mean, rstd, groups, silu)
+    u: the sum if there was one (then shift is None, being part of it), else x. du_bypass and dskip_bypass are the
+    gradients that reach u and skip past the norm: they are part of du and dskip. du (B, C, H, W) is the gradient of x
+    and residual alike; dshift (B, C) is the sum of it over the pixels before rounding, and may be wanted without a
+    shift. dweight, dbias (C + C',), dshift and dscale_shift (B, 2 (C + C')) are float32.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def forward_native(y, sum, mean, rstd, x, skip, *values) -> None:
 
 def backward_native(*arguments) -> None:
     *tensors, groups, silu = arguments
-    u, skip, mean = tensors[8], tensors[9], tensors[14]
+    u, skip, mean = tensors[9], tensors[10], tensors[15]
     workspace = _workspace(u, skip, mean, True)
     native._C.group_norm_silu_backward(*map(_view, tensors), groups, silu, TILE_BYTES, workspace, native.run(u))
 

@@ -195,6 +195,7 @@ def _backward(ctx, dy: Tensor | None, dsum: Tensor | None, *_) -> tuple:
     du, dskip, dweight, dbias, dshift, dscale_shift = _group_norm_silu_backward(
         dy,
         dsum if ctx.has_residual else None,
+        None,
         *(u, skip, shift, weight, bias, scale_shift, mean, rstd),
         *(ctx.groups, ctx.silu, wants_dshift, ctx.backend),
     )
@@ -229,7 +230,8 @@ _group_norm_silu = register(
 
 def _backward_implementation(
     dy: Tensor,
-    dsum: Tensor | None,
+    du_bypass: Tensor | None,
+    dskip_bypass: Tensor | None,
     u: Tensor,
     skip: Tensor | None,
     shift: Tensor | None,
@@ -244,20 +246,35 @@ def _backward_implementation(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     results = _backward_fake(
-        dy, dsum, u, skip, shift, weight, bias, scale_shift, mean, rstd, groups, silu, wants_dshift, backend
+        *(dy, du_bypass, dskip_bypass, u, skip, shift, weight, bias, scale_shift, mean, rstd),
+        *(groups, silu, wants_dshift, backend),
     )
     du, dskip, dweight, dbias, dshift, dscale_shift = results
     _BACKWARD[choose("group_norm_silu", u.device.type, backend)](
         *(du, None if skip is None else dskip, dweight, dbias, dshift if wants_dshift else None),
         None if scale_shift is None else dscale_shift,
-        *(_channels_last(image) for image in (dy, dsum, u, skip)),
+        *(_channels_last(image) for image in (dy, du_bypass, dskip_bypass, u, skip)),
         *(_row(shift), weight.contiguous(), bias.contiguous(), _row(scale_shift), mean, rstd, groups, silu),
     )
     return results
 
 
 def _backward_fake(
-    dy, dsum, u, skip, shift, weight, bias, scale_shift, mean, rstd, groups, silu, wants_dshift, backend
+    dy,
+    du_bypass,
+    dskip_bypass,
+    u,
+    skip,
+    shift,
+    weight,
+    bias,
+    scale_shift,
+    mean,
+    rstd,
+    groups,
+    silu,
+    wants_dshift,
+    backend,
 ):
     du = _image(u, u.shape[1])
     dskip = u.new_empty(0) if skip is None else _image(skip, skip.shape[1])
@@ -269,9 +286,9 @@ def _backward_fake(
 
 
 _group_norm_silu_backward = register(
-    "group_norm_silu_backward(Tensor dy, Tensor? dsum, Tensor u, Tensor? skip, Tensor? shift, Tensor weight,"
-    " Tensor bias, Tensor? scale_shift, Tensor mean, Tensor rstd, int groups, bool silu, bool wants_dshift,"
-    " str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "group_norm_silu_backward(Tensor dy, Tensor? du_bypass, Tensor? dskip_bypass, Tensor u, Tensor? skip,"
+    " Tensor? shift, Tensor weight, Tensor bias, Tensor? scale_shift, Tensor mean, Tensor rstd, int groups, bool silu,"
+    " bool wants_dshift, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_implementation,
     _backward_fake,
 )
