@@ -51,6 +51,8 @@ SETTINGS = (
     {"shift": 1, "scale_shift": 2},
     {"shift": 0, "scale_shift": 1, "residual": True},
     {"silu": False, "residual": True},
+    {"shift": 2, "sources": True},
+    {"sources": True},
 )
 
 
@@ -60,7 +62,7 @@ def test_tiles(cuda, number, tiles, dtype):
     norm = TILES[tiles]
     for backward in (False, True):
         assert reads_once(norm, dtype, cuda.device, backward)
-    for setting in (SETTINGS[0], SETTINGS[1 + number % 2]):
+    for setting in (SETTINGS[0], SETTINGS[1 + number % 2], SETTINGS[3 + number % 2]):
         check(cuda, norm._replace(**setting), dtype)
 
 

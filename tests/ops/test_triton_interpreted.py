@@ -16,7 +16,10 @@ HERE = Path(__file__).parent
 # Files that share a process, of about equal lengths.
 RUNS = [
     ("test_backends_agree.py", "test_same_bits.py"),
-    ("test_group_norm_silu.py", "test_group_norm_silu_calls.py", "test_linear_combination.py", "test_draws.py"),
+    (
+        *("test_group_norm_silu.py", "test_group_norm_silu_calls.py", "test_group_norm_silu_sources.py"),
+        *("test_linear_combination.py", "test_draws.py"),
+    ),
     (
         *("test_adamw_ema.py", "test_every_backend.py", "test_against_paper.py", "test_loss_types.py"),
         *("test_ddim_step_and_input.py", "test_gradient_norm.py"),

@@ -27,12 +27,18 @@ def group_norm_silu(
     scale_shift: Tensor | None = None,
     residual: Tensor | None = None,
     silu: bool = True,
+    return_sources: bool = False,
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]:
     """y = silu((1 + scale) norm(cat(u, skip)) + shift_after) with u = x + residual + shift; Wu & He 2018.
 
     Whatever is left out counts as 0. With a `residual`, u is a result too: the sum that a residual block ends with is
     formed on the way to the norm that follows it. It is then rounded to the dtype of x before it is normalised.
+
+    What is normalised may be needed elsewhere as well, by a shortcut, a residual sum or a skip connection. Taken from
+    the results (`return_sources`) instead of from the arguments, it costs no pass of its own: u is formed on the way,
+    and the gradients that reach u and skip from elsewhere are added on the way back. (Where torch.compile, export or a
+    transform watches the call, or nothing compiled serves, it is autograd that adds the gradients.)
 
     The compiled kernels work in channels_last order. An x in another order is brought there and the results back: twice
     as many passes over memory.
@@ -49,26 +55,35 @@ def group_norm_silu(
             2021). float32, or the dtype of x.
         residual: (B, C, H, W), in the dtype of x.
         silu: no: without the activation.
+        return_sources: also return what was normalised.
         backend: force "reference", "cuda" or "triton" (float32 and bfloat16 only); default: the best available.
 
     Returns:
-        y (B, C + C', H, W); with a residual (y, u). Both have the dtype and memory format of x. Arithmetic is float32
-        (float64 for a float64 x). Differentiable in all tensors; once, but for the reference.
+        y (B, C + C', H, W); with a residual (y, u); with return_sources (y, u, skip). y and u have the dtype and memory
+        format of x. Of return_sources, u is what x + residual + shift is rounded to, and normalised as such, and x
+        itself if there is neither; skip is None if none was given. Arithmetic is float32 (float64 for a float64 x).
+        Differentiable in all tensors; once, but for the reference.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device, eps or number of groups, with what is allowed.
     """
     check_norm(x, weight, bias, groups, eps, skip, shift, scale_shift, residual)
     if _is_left_to_reference(x.device.type, x.dtype, backend):
-        return group_norm_silu_reference(
-            x, weight, bias, groups, eps, skip=skip, shift=shift, scale_shift=scale_shift, residual=residual, silu=silu
-        )
+        given = {"skip": skip, "shift": shift, "scale_shift": scale_shift, "residual": residual}
+        options = {"silu": silu, "return_sources": return_sources}
+        return group_norm_silu_reference(x, weight, bias, groups, eps, **given, **options)
     format = memory_format(x)
-    x, skip, residual = (_channels_last(image) for image in (x, skip, residual))
-    y, u, _, _ = _group_norm_silu(
-        x, skip, residual, shift, weight, bias, scale_shift, int(groups), float(eps), silu, backend
+    y, u, _, _, *handed_on = _group_norm_silu(
+        *(_channels_last(image) for image in (x, skip, residual)),
+        *(shift, weight, bias, scale_shift, int(groups), float(eps), silu, return_sources, backend),
     )
-    return dense(y, format) if residual is None else (dense(y, format), dense(u, format))
+    y = dense(y, format)
+    if _forms_sum(residual, shift, return_sources):
+        u = dense(u, format)
+    if not return_sources:
+        return y if residual is None else (y, u)
+    own, skip = (_as_given(*pair) for pair in zip(handed_on, (x, skip), strict=True))
+    return y, u if own is None else own, skip
 
 
 def group_norm_silu_reference(
@@ -83,7 +98,8 @@ def group_norm_silu_reference(
     scale_shift: Tensor | None = None,
     residual: Tensor | None = None,
     silu: bool = True,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_sources: bool = False,
+) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]:
     """The formula in plain PyTorch, differentiable by autograd."""
     format = memory_format(x)
     computing = torch.promote_types(x.dtype, torch.float32)
@@ -92,8 +108,9 @@ def group_norm_silu_reference(
         u = u + residual
     if shift is not None:
         u = u + shift.to(computing).unsqueeze(-1).unsqueeze(-1)
-    if residual is not None:
-        sum = u.to(x.dtype)
+    sum = x
+    if _forms_sum(residual, shift, return_sources):
+        sum = dense(u.to(x.dtype), format)
         u = sum.to(computing)
     if skip is not None:
         u = torch.cat((u, skip.to(computing)), dim=1)
@@ -107,7 +124,14 @@ def group_norm_silu_reference(
         scale, shift_after = scale_shift.to(computing)[..., None, None].chunk(2, dim=1)
         y = torch.addcmul(shift_after, y, scale + 1)
     y = dense((F.silu(y) if silu else y).to(x.dtype), format)
-    return y if residual is None else (y, dense(sum, format))
+    if return_sources:
+        return y, sum, skip
+    return y if residual is None else (y, sum)
+
+
+def _forms_sum(residual: Tensor | None, shift: Tensor | None, return_sources: bool) -> bool:
+    """Whether u is a tensor of its own."""
+    return residual is not None or (return_sources and shift is not None)
 
 
 def _is_left_to_reference(device: str, dtype: torch.dtype, backend: str | None) -> bool:
@@ -129,6 +153,12 @@ def _channels_last(image: Tensor | None) -> Tensor | None:
     return None if image is None else dense(image, torch.channels_last)
 
 
+def _as_given(handed_on: Tensor | None, given: Tensor | None) -> Tensor | None:
+    """An image that was handed on; what was given if that had to be copied into another order."""
+    copied = given is not None and not given.is_contiguous(memory_format=torch.channels_last)
+    return given if copied and handed_on is not None else handed_on
+
+
 declare(
     "group_norm_silu",
     {"reference": group_norm_silu_reference, "cuda": kernels.forward_native, "triton": kernels.forward_triton},
@@ -147,13 +177,16 @@ def _implementation(
     groups: int,
     eps: float,
     silu: bool,
+    return_sources: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y, u, mean, rstd = _fake(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, backend)
+    values = (shift, weight, bias, scale_shift)
+    y, u, mean, rstd = _fake(x, skip, residual, *values, groups, eps, silu, return_sources, backend)
     images = (_channels_last(image) for image in (x, skip, residual))
     values = (_row(shift), weight.contiguous(), bias.contiguous(), _row(scale_shift))
     forward = choose("group_norm_silu", x.device.type, backend)
-    forward(y, None if residual is None else u, mean, rstd, *images, *values, groups, eps, silu)
+    sum = u if _forms_sum(residual, shift, return_sources) else None
+    forward(y, sum, mean, rstd, *images, *values, groups, eps, silu)
     return y, u, mean, rstd
 
 
@@ -162,9 +195,9 @@ def _row(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.reshape(-1, values.shape[-1]).contiguous()
 
 
-def _fake(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, backend):
+def _fake(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, return_sources, backend):
     y = _image(x, len(weight))
-    u = x.new_empty(0) if residual is None else _image(x, x.shape[1])
+    u = _image(x, x.shape[1]) if _forms_sum(residual, shift, return_sources) else x.new_empty(0)
     mean, rstd = (x.new_empty((len(x), groups), dtype=torch.float32) for _ in range(2))
     return y, u, mean, rstd
 
@@ -174,18 +207,36 @@ def _image(like: Tensor, channels: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
+def _hand_on(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, return_sources, backend):
+    if not return_sources:
+        return ()
+    return None if _forms_sum(residual, shift, return_sources) else x, skip
+
+
 def _setup_context(ctx, inputs, output) -> None:
-    x, skip, residual, shift, weight, bias, scale_shift, ctx.groups, _, ctx.silu, ctx.backend = inputs
-    _, u, mean, rstd = output
-    ctx.has_residual = residual is not None
-    ctx.mark_non_differentiable(mean, rstd, *(() if ctx.has_residual else (u,)))
+    x, skip, residual, shift, weight, bias, scale_shift, ctx.groups, _, ctx.silu, return_sources, ctx.backend = inputs
+    _, u, mean, rstd, *handed_on = output
+    ctx.has_residual, ctx.has_sum = residual is not None, _forms_sum(residual, shift, return_sources)
+    wanted = ctx.needs_input_grad
+    constant = [image for image, needed in zip(handed_on, wanted, strict=False) if image is not None and not needed]
+    if not ctx.has_sum or not (wanted[0] or wanted[2] or wanted[3]):
+        constant.append(u)
+    ctx.mark_non_differentiable(mean, rstd, *constant)
     ctx.set_materialize_grads(False)
     ctx.shift_like = None if shift is None else (shift.shape, shift.dtype)
-    own = (u, skip, None) if ctx.has_residual else (x, skip, shift)
+    own = (u, skip, None) if ctx.has_sum else (x, skip, shift)
     ctx.save_for_backward(*own, weight, bias, scale_shift, mean, rstd)
 
 
-def _backward(ctx, dy: Tensor | None, dsum: Tensor | None, *_) -> tuple:
+def _backward(
+    ctx,
+    dy: Tensor | None,
+    dsum: Tensor | None,
+    dmean: None,
+    drstd: None,
+    dx_bypass: Tensor | None = None,
+    dskip_bypass: Tensor | None = None,
+) -> tuple:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError('group_norm_silu is differentiable once; backend="reference" as often as you like')
     u, skip, shift, weight, bias, scale_shift, mean, rstd = ctx.saved_tensors
@@ -194,8 +245,8 @@ def _backward(ctx, dy: Tensor | None, dsum: Tensor | None, *_) -> tuple:
     wants_dshift = ctx.shift_like is not None and ctx.needs_input_grad[3]
     du, dskip, dweight, dbias, dshift, dscale_shift = _group_norm_silu_backward(
         dy,
-        dsum if ctx.has_residual else None,
-        None,
+        dsum if ctx.has_sum else dx_bypass,
+        dskip_bypass,
         *(u, skip, shift, weight, bias, scale_shift, mean, rstd),
         *(ctx.groups, ctx.silu, wants_dshift, ctx.backend),
     )
@@ -207,7 +258,7 @@ def _backward(ctx, dy: Tensor | None, dsum: Tensor | None, *_) -> tuple:
         dweight.to(weight.dtype),
         dbias.to(bias.dtype),
         None if scale_shift is None else _summed_to(dscale_shift, scale_shift.shape, scale_shift.dtype),
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 
@@ -220,11 +271,13 @@ def _summed_to(gradient: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tenso
 
 _group_norm_silu = register(
     "group_norm_silu(Tensor x, Tensor? skip, Tensor? residual, Tensor? shift, Tensor weight, Tensor bias,"
-    " Tensor? scale_shift, int groups, float eps, bool silu, str? backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? scale_shift, int groups, float eps, bool silu, bool return_sources, str? backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     _implementation,
     _fake,
     setup_context=_setup_context,
     backward=_backward,
+    hands_on=_hand_on,
 )
 
 
