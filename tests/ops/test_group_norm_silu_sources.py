@@ -1,5 +1,6 @@
 """What group_norm_silu has normalised, returned for whoever needs it too, and the gradients that reach it there."""
 
+from contextlib import nullcontext
 from itertools import combinations
 
 import pytest
@@ -110,8 +111,9 @@ def test_any_part_of_the_outputs(backend, shift, residual):
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("shift, residual", SUMS)
-def test_frozen_tensors(backend, shift, residual):
+def test_frozen_tensors(backend, shift, residual, watched):
     """What is returned wants a gradient where what it is made of does, and gets it."""
     norm = Norm(16, 8, 4, 4, 5, shift=shift, residual=residual, sources=True)
     for wanted in tensors_of(norm, torch.float32):
@@ -119,7 +121,8 @@ def test_frozen_tensors(backend, shift, residual):
         for name in (backend.name, "reference"):
             leaves = {key: value.detach() for key, value in leaves_of(norm, backend).items()}
             leaves[wanted].requires_grad_()
-            outputs = outputs_of(norm, leaves, backend, name)
+            with ImagePasses(size=1) if watched else nullcontext():
+                outputs = outputs_of(norm, leaves, backend, name)
             differentiable = [key for key, value in outputs.items() if value.requires_grad]
             chosen = [outputs[key] for key in differentiable]
             found.append((differentiable, *torch.autograd.grad(chosen, leaves[wanted], mixture_of(chosen))))

@@ -37,8 +37,8 @@ def group_norm_silu(
 
     What is normalised may be needed elsewhere as well, by a shortcut, a residual sum or a skip connection. Taken from
     the results (`return_sources`) instead of from the arguments, it costs no pass of its own: u is formed on the way,
-    and the gradients that reach u and skip from elsewhere are added on the way back. (Where torch.compile, export or a
-    transform watches the call, or nothing compiled serves, it is autograd that adds the gradients.)
+    and the gradients that reach u and skip from elsewhere are added on the way back. (Where torch.compile or export
+    watches the call, or nothing compiled serves, it is autograd that adds the gradients.)
 
     The compiled kernels work in channels_last order. An x in another order is brought there and the results back: twice
     as many passes over memory.
@@ -60,9 +60,10 @@ def group_norm_silu(
 
     Returns:
         y (B, C + C', H, W); with a residual (y, u); with return_sources (y, u, skip). y and u have the dtype and memory
-        format of x. Of return_sources, u is what x + residual + shift is rounded to, and normalised as such, and x
-        itself if there is neither; skip is None if none was given. Arithmetic is float32 (float64 for a float64 x).
-        Differentiable in all tensors; once, but for the reference.
+        format of x. With return_sources u is rounded to that dtype, and normalised as rounded, also where only a shift
+        was added; it is x itself if nothing was. skip is None if none was given. Both may lie where x and skip lie: to
+        change them in place changes those. Arithmetic is float32 (float64 for a float64 x). Differentiable in all
+        tensors; once, but for the reference.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device, eps or number of groups, with what is allowed.
