@@ -43,19 +43,20 @@ def test_seams_and_chunks(backend, shift, residual, dtype):
         check(backend, Norm(*size, shift=shift, residual=residual, sources=True), dtype)
 
 
-@pytest.mark.parametrize("height", [4, 33])
-@pytest.mark.parametrize("skip", [0, 8])
+@pytest.mark.parametrize("groups, height, width", [(8, 4, 5), (2, 33, 31)])
+@pytest.mark.parametrize("skip", [0, 16])
 @pytest.mark.parametrize("residual", [False, True])
-def test_u_is_normalised_as_rounded(backend, residual, skip, height):
+def test_u_is_normalised_as_rounded(backend, residual, skip, groups, height, width):
     """Far above 0, where bfloat16 has no digits left behind the point, that is far from the unrounded sum's norm."""
-    norm = Norm(16, skip, 4, height, 5, shift=2, residual=residual, silu=False, sources=True, mean=300.0)
+    given = {"shift": 2, "residual": residual, "silu": False, "sources": True, "mean": 300.0}
+    norm = Norm(48, skip, groups, height, width, **given)
     t = {name: value.to(backend.device) for name, value in tensors_of(norm, torch.bfloat16).items()}
     y, u, _ = ops.group_norm_silu(**t, **norm.options, backend=backend.name)
     unrounded = t["x"].float() + (t["residual"] if residual else 0.0) + t["shift"][:, :, None, None]
     assert torch.equal(u, unrounded.bfloat16())
     exact = {name: value.double() for name, value in t.items() if name not in ("shift", "residual")}
     of_rounded, of_sum = (
-        literal(**exact | {"x": value.double()}, groups=4, eps=norm.eps, silu=False) for value in (u, unrounded)
+        literal(**exact | {"x": value.double()}, groups=groups, eps=norm.eps, silu=False) for value in (u, unrounded)
     )
     tolerance = 2.0**-8 * of_rounded.abs().max()
     assert (y.double() - of_rounded).abs().max() < tolerance < (y.double() - of_sum).abs().max() / 4
