@@ -8,7 +8,6 @@ once would serve.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -20,10 +19,9 @@ from torch import Tensor
 
 from kernel_cases import FORWARD, GRADIENT, Case, Contender, Inputs, as_it_is, serving
 from progdistill import ops
+from progdistill.ops import group_norm_kernels
 from progdistill.ops.group_norm_silu import group_norm_silu_reference
 
-# The module, which the function of its name hides in progdistill.ops.
-MODULE = importlib.import_module(group_norm_silu_reference.__module__)
 GROUPS, EPS = 32, 1e-6
 # The kinds of ddpm-cifar10-32, by resolution: x alone, and with the largest and smallest skip connection.
 LAYERS = (
@@ -110,7 +108,7 @@ def _with_gradients(forward: Any) -> Any:
 
 def _read_twice(join: Callable[[Any], Any], forward: Any) -> Any:
     def call(t: Inputs) -> tuple[Tensor, ...]:
-        with mock.patch.object(MODULE, "TILE_BYTES", 0):
+        with mock.patch.object(group_norm_kernels, "TILE_BYTES", 0):
             return join(forward)(t)
 
     return call

@@ -63,7 +63,9 @@ void call_forward(
   tensors.x = arguments.image("x", x, size.channels);
   tensors.skip = arguments.maybe_image("skip", skip, size.skip_channels);
   tensors.residual = arguments.maybe_image("residual", residual, size.channels);
-  if (tensors.residual != nullptr) tensors.sum = arguments.image("sum", sum, size.channels);
+  const bool needs_sum = tensors.residual != nullptr;
+  tensors.sum = needs_sum ? arguments.image("sum", sum, size.channels)
+                          : arguments.maybe_image("sum", sum, size.channels);
   tensors.shift = arguments.maybe_values("shift", shift, size.channels);
   tensors.weight = arguments.values("weight", weight, all);
   tensors.bias = arguments.values("bias", bias, all);
@@ -78,9 +80,9 @@ void call_forward(
 
 void call_backward(
     py::handle du, py::handle dskip, py::handle dweight, py::handle dbias, py::handle dshift, py::handle dscale_shift,
-    py::handle dy, py::handle dsum, py::handle u, py::handle skip, py::handle shift, py::handle weight, py::handle bias,
-    py::handle scale_shift, py::handle mean, py::handle rstd, int64_t groups, bool silu, int tile_bytes,
-    py::handle workspace, py::handle how) {
+    py::handle dy, py::handle du_bypass, py::handle dskip_bypass, py::handle u, py::handle skip, py::handle shift,
+    py::handle weight, py::handle bias, py::handle scale_shift, py::handle mean, py::handle rstd, int64_t groups,
+    bool silu, int tile_bytes, py::handle workspace, py::handle how) {
   const Run run(how, u);
   const NormArguments arguments(run, u, skip, groups, tile_bytes);
   const GroupNormSize& size = arguments.size();
@@ -91,7 +93,8 @@ void call_backward(
   tensors.dbias = arguments.floats("dbias", dbias, all);
   tensors.dshift = arguments.maybe_floats("dshift", dshift, size.samples * size.channels);
   tensors.dy = arguments.image("dy", dy, all);
-  tensors.dsum = arguments.maybe_image("dsum", dsum, size.channels);
+  tensors.du_bypass = arguments.maybe_image("du_bypass", du_bypass, size.channels);
+  tensors.dskip_bypass = arguments.maybe_image("dskip_bypass", dskip_bypass, size.skip_channels);
   tensors.u = arguments.image("u", u, size.channels);
   tensors.skip = arguments.maybe_image("skip", skip, size.skip_channels);
   if (tensors.skip != nullptr) tensors.dskip = arguments.image("dskip", dskip, size.skip_channels);

@@ -142,17 +142,17 @@ __global__ void __launch_bounds__(kThreads, 2) group_norm_gradient_kernel(
     const int channel = column * Width;
     const Affine<Width> affine(tables, channel);
     const auto to = lane<Element>(tensors.du, tensors.dskip, size, chunk.sample, channel);
-    Lane<const Element> dsum{};
-    if (channel < size.channels) dsum = lane<const Element>(tensors.dsum, size, chunk.sample, size.channels, channel);
+    const auto bypass =
+        lane<const Element>(tensors.du_bypass, tensors.dskip_bypass, size, chunk.sample, channel);
     InputGradient<Width> gradient(of_groups, channel);
     for_each_pixel<Element, Width>(
         lane<const Element>(tensors.dy, size, chunk.sample, channels, channel),
         lane<const Element>(tensors.u, tensors.skip, size, chunk.sample, channel), affine, tensors.silu,
         chunk.begin + row, chunk.end, grid.rows,
         [&](const Slopes<Width>& slopes, int pixel) {
-          Packed<Element, Width> passed{};
-          if (dsum) passed.load(dsum.at(pixel));
-          gradient.of(slopes, affine, passed).store(to.at(pixel));
+          Packed<Element, Width> other{};
+          if (bypass) other.load(bypass.at(pixel));
+          gradient.of(slopes, affine, other).store(to.at(pixel));
         });
     if (tensors.dshift == nullptr || channel >= size.channels) return;
 #pragma unroll

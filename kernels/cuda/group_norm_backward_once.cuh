@@ -71,22 +71,21 @@ __device__ InputGradient<Width> write_gradient(
   const int channel = tile.first + column * Width;
   const Affine<Width> affine(tables, column * Width);
   const auto to = lane<Element>(tensors.du, tensors.dskip, size, tile.sample, channel);
-  Lane<const Element> dsum{};
-  if (channel < size.channels) dsum = lane<const Element>(tensors.dsum, size, tile.sample, size.channels, channel);
+  const auto bypass = lane<const Element>(tensors.du_bypass, tensors.dskip_bypass, size, tile.sample, channel);
   InputGradient<Width> gradient(of_groups, column * Width);
   for (int from = grid.row(); from < size.pixels; from += kLoads * grid.rows()) {
-    Packed<Element, Width> passed[kLoads] = {};
-    if (dsum) {
+    Packed<Element, Width> other[kLoads] = {};
+    if (bypass) {
 #pragma unroll
       for (int k = 0; k < kLoads; ++k) {
-        if (from + k * grid.rows() < size.pixels) passed[k].load(dsum.at(from + k * grid.rows()));
+        if (from + k * grid.rows() < size.pixels) other[k].load(bypass.at(from + k * grid.rows()));
       }
     }
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
       const int pixel = from + k * grid.rows();
       if (pixel < size.pixels) {
-        gradient.of(kept.slopes(pixel, affine, tensors.silu), affine, passed[k]).store(to.at(pixel));
+        gradient.of(kept.slopes(pixel, affine, tensors.silu), affine, other[k]).store(to.at(pixel));
       }
     }
   }

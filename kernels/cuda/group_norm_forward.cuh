@@ -7,7 +7,7 @@
 
 namespace progdistill::cuda {
 
-/// Adds this thread's pixels of [begin, end) in a column without a residual.
+/// Adds this thread's pixels of [begin, end) in a column whose sum is not written.
 template <class Element, int Width>
 __device__ void add_column(
     Moments<Width>& moments, const Lane<const Element>& x, const float (&shift)[Width], int begin, int end, int rows) {
@@ -32,15 +32,15 @@ __device__ void add_column(
   }
 }
 
-/// The same with a residual, writing the sum.
+/// The same, writing the sum, with a residual if it is not null.
 template <class Element, int Width>
 __device__ void add_sum_column(
     Moments<Width>& moments, const Lane<Element>& sum, const Lane<const Element>& x,
     const Lane<const Element>& residual, const float (&shift)[Width], int begin, int end, int rows) {
   constexpr int kLoads = kBatch<Element> / 2;  // of two tensors
-  Packed<Element, Width> own[kLoads], other[kLoads];
+  Packed<Element, Width> own[kLoads], other[kLoads] = {};
   own[0].load(x.at(begin));
-  other[0].load(residual.at(begin));
+  if (residual) other[0].load(residual.at(begin));
 #pragma unroll
   for (int i = 0; i < Width; ++i) moments.first[i] = own[0][i] + other[0][i] + shift[i];
   for (int from = begin; from < end; from += kLoads * rows) {
@@ -48,7 +48,7 @@ __device__ void add_sum_column(
     for (int k = 0; k < kLoads; ++k) {
       if (from + k * rows >= end) break;
       own[k].load(x.at(from + k * rows));
-      other[k].load(residual.at(from + k * rows));
+      if (residual) other[k].load(residual.at(from + k * rows));
     }
 #pragma unroll
     for (int k = 0; k < kLoads; ++k) {
@@ -70,7 +70,7 @@ __device__ void add_any_column(
   float shift[Width];
   shifts.take(shift, channel);
   const auto x = lane<const Element>(tensors.x, tensors.skip, size, chunk.sample, channel);
-  if (channel < size.channels && tensors.residual != nullptr) {
+  if (channel < size.channels && tensors.sum != nullptr) {
     const auto residual = lane<const Element>(tensors.residual, size, chunk.sample, size.channels, channel);
     const auto sum = lane<Element>(tensors.sum, size, chunk.sample, size.channels, channel);
     add_sum_column(moments, sum, x, residual, shift, chunk.begin + row, chunk.end, rows);
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, 3) group_norm_apply_kernel(
       tensors.rstd[chunk.sample * size.groups + group] = rstd[group];
     });
   }
-  const bool has_sum = tensors.residual != nullptr;
+  const bool has_sum = tensors.sum != nullptr;
   tables.fill(tensors, size, has_sum ? ChannelValues{} : tensors.shift, chunk.sample, 0, channels);
   tables.normalise(mean, rstd, channels / size.groups, channels);
   __syncthreads();

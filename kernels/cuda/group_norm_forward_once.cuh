@@ -68,18 +68,20 @@ __device__ FoundMoments<Width> look(
   return {moments, grid.pixels_of_row(row, pixels)};
 }
 
-/// Writes the sum in a thread's column, and keeps it instead of x. A sweep of its own: with the moments there would be
-/// more in hand than registers.
+/// Writes the sum, with a residual if it is not null, in a thread's column, and keeps it instead of x. A sweep of its
+/// own: with the moments there would be more in hand than registers.
 template <class Element, int Width>
 __device__ void keep_sum(
     const KeptColumn<Element, Width>& kept, const Lane<Element>& sum, const Lane<const Element>& residual,
     const float (&shift)[Width], int row, int pixels, const TileGrid& grid) {
   constexpr int kLoads = kBatch<Element>;
   for (int from = row; from < pixels; from += kLoads * grid.rows()) {
-    Packed<Element, Width> other[kLoads];
+    Packed<Element, Width> other[kLoads] = {};
+    if (residual) {
 #pragma unroll
-    for (int k = 0; k < kLoads; ++k) {
-      if (from + k * grid.rows() < pixels) other[k].load(residual.at(from + k * grid.rows()));
+      for (int k = 0; k < kLoads; ++k) {
+        if (from + k * grid.rows() < pixels) other[k].load(residual.at(from + k * grid.rows()));
+      }
     }
     if (from == row) kept.wait();
 #pragma unroll
@@ -109,7 +111,7 @@ __device__ void find_moments(
       const KeptColumn<Element, Width> kept(dynamic_shared(), columns, size.pixels, column);
       float shift[Width];
       shifts.take(shift, own);
-      if (channel < size.channels && tensors.residual != nullptr) {
+      if (channel < size.channels && tensors.sum != nullptr) {
         const auto residual = lane<const Element>(tensors.residual, size, tile.sample, size.channels, channel);
         const auto sum = lane<Element>(tensors.sum, size, tile.sample, size.channels, channel);
         keep_sum(kept, sum, residual, shift, row, size.pixels, grid);
@@ -169,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 3) group_norm_once_kernel(
         tensors.rstd[first_group + group] = rstd[group] = merged.rstd(tensors.eps);
       });
   __syncthreads();
-  if (tensors.residual != nullptr) tables.drop_shift(channels);
+  if (tensors.sum != nullptr) tables.drop_shift(channels);
   tables.normalise(mean, rstd, of_group, channels);
   __syncthreads();
   write_normalised<Element, Width>(size, tensors, tile, grid, tables);

@@ -3,10 +3,10 @@
 // The gradient of group normalisation. With h = (u - mean) rstd, v = h p + q (Affine: p = weight (1 + scale)),
 // y = silu(v) and g = dy silu'(v):
 //
-//     du = rstd (p g - m1 - h m2) + dsum,   m1, m2: the means of p g and p g h over a group's numbers.
+//     du = rstd (p g - m1 - h m2) + du_bypass,   m1, m2: the means of p g and p g h over a group's numbers.
 //
-// The gradients of everything but the images are sums of g and g h, too. Only mean and rstd are kept from the forward
-// pass: v is formed anew wherever it is needed.
+// and dskip likewise. The gradients of everything but the images are sums of g and g h, too. Only mean and rstd are kept
+// from the forward pass: v is formed anew wherever it is needed.
 
 #include "group_norm_chunks.cuh"
 
@@ -75,10 +75,10 @@ struct InputGradient {
   float total[Width] = {};
 
   __device__ InputGradient(const GroupTables& tables, int channel) : tables(tables), channel(channel) {}
-  /// `passed` is dsum.
+  /// `bypass` is du_bypass or dskip_bypass.
   template <class Element>
   __device__ Packed<Element, Width> of(
-      const Slopes<Width>& pixel, const Affine<Width>& affine, const Packed<Element, Width>& passed) {
+      const Slopes<Width>& pixel, const Affine<Width>& affine, const Packed<Element, Width>& bypass) {
     Packed<Element, Width> result;
     float constant[Width], slope[Width];
     tables.constants.take(constant, channel);
@@ -86,7 +86,7 @@ struct InputGradient {
 #pragma unroll
     for (int i = 0; i < Width; ++i) {
       const float centred = fused(pixel.centred[i], slope[i], constant[i]);
-      const float du = fused(pixel.g[i], affine.gain[i], -centred) + passed[i];
+      const float du = fused(pixel.g[i], affine.gain[i], -centred) + bypass[i];
       total[i] += du;
       result.set(i, du);
     }

@@ -29,8 +29,8 @@ bool is_aligned_for(const GroupNormForward& tensors) {
 }
 
 bool is_aligned_for(const GroupNormBackward& tensors) {
-  return is_aligned(tensors.dy) && is_aligned(tensors.dsum) && is_aligned(tensors.u) && is_aligned(tensors.skip) &&
-         is_aligned(tensors.du) && is_aligned(tensors.dskip);
+  return is_aligned(tensors.dy) && is_aligned(tensors.du_bypass) && is_aligned(tensors.dskip_bypass) &&
+         is_aligned(tensors.u) && is_aligned(tensors.skip) && is_aligned(tensors.du) && is_aligned(tensors.dskip);
 }
 
 /// Tensors of which a block holds a tile.

@@ -26,8 +26,8 @@ struct GroupNormSize {
   PD_HOST_DEVICE int all_channels() const { return channels + skip_channels; }
 };
 
-/// u = x + residual + shift, y = silu((1 + scale) norm(cat(u, skip)) + shift_after). With a residual, u is written to
-/// `sum`, and normalised as rounded there.
+/// u = x + residual + shift, y = silu((1 + scale) norm(cat(u, skip)) + shift_after). u is written to `sum`, if that is
+/// not null, and then normalised as rounded there; a residual needs it.
 struct GroupNormForward {
   void* y;
   void* sum;
@@ -42,7 +42,8 @@ struct GroupNormForward {
   bool silu;
 };
 
-/// Gradients, from that of y and, if not null, of the sum. `u` is the sum, without a shift, or x.
+/// Gradients, from that of y and, if not null, those that reach u and skip past the norm. `u` is the sum if there was
+/// one, without a shift, or x.
 struct GroupNormBackward {
   void* du;
   void* dskip;
@@ -51,7 +52,8 @@ struct GroupNormBackward {
   float* dshift;        // (samples, channels), may be null
   float* dscale_shift;  // (samples, 2 all_channels), may be null
   const void* dy;
-  const void* dsum;
+  const void* du_bypass;
+  const void* dskip_bypass;
   const void* u;
   const void* skip;
   ChannelValues shift, weight, bias, scale_shift;

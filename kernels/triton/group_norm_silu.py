@@ -58,9 +58,9 @@ def forward(
 ) -> None:
     """Writes y = silu((1 + scale) norm(cat(u, skip)) + shift_after), u = x + residual + shift, mean and rstd.
 
-    Images are dense channels_last, float32 or bfloat16; mean and rstd (B, groups) are float32. With a residual, u is
-    written to `sum`, and normalised as rounded there. shift is (B, C), scale_shift (B, 2 (C + C')), both contiguous
-    but for a first dimension that may be 1 or have any stride.
+    Images are dense channels_last, float32 or bfloat16; mean and rstd (B, groups) are float32. u is written to `sum`,
+    if that is given, and then normalised as rounded there; a residual needs it. shift is (B, C), scale_shift
+    (B, 2 (C + C')), both contiguous but for a first dimension that may be 1 or have any stride.
 
     Raises:
         ValueError: a sample has 2^31 elements or more.
@@ -80,7 +80,7 @@ def forward(
         partials = mean.new_empty(size.samples, chunks.count, 2, size.channels)
         _statistics[chunks.grid](partials, sources, strides[0], *chunks.arguments, **chunks.constants)
         _merge_statistics(mean, rstd, partials, size, chunks, groups, eps)
-        if residual is not None:
+        if sum is not None:
             sources = Sources(sum, skip)
         arguments = (y, mean, rstd, sources, affine, *strides, groups, *chunks.arguments)
         _normalise[chunks.grid](*arguments, SILU=silu, **chunks.constants)

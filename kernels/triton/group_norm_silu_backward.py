@@ -50,7 +50,8 @@ def backward(
     dshift: Tensor | None,
     dscale_shift: Tensor | None,
     dy: Tensor,
-    dsum: Tensor | None,
+    du_bypass: Tensor | None,
+    dskip_bypass: Tensor | None,
     u: Tensor,
     skip: Tensor | None,
     shift: Tensor | None,
@@ -62,11 +63,12 @@ def backward(
     groups: int,
     silu: bool,
 ) -> None:
-    """Writes all gradients, given those of y and, if there was a residual, of the sum.
+    """Writes all gradients, given that of y and those that reach u and skip past the norm.
 
-    `u` is the sum if there was a residual (then shift is None, being part of it), else x. du is the gradient of x and
-    of the residual alike, dsum being part of it; dshift (B, C) the sum of it over the pixels, before rounding. Images
-    are dense channels_last, the other gradients contiguous float32, dscale_shift (B, 2 (C + C')).
+    `u` is the sum if one was written (then shift is None, being part of it), else x. du is the gradient of x and of the
+    residual alike, du_bypass being part of it, as dskip_bypass is of dskip; dshift (B, C) the sum of du over the
+    pixels, before rounding. Images are dense channels_last, the other gradients contiguous float32, dscale_shift
+    (B, 2 (C + C')).
 
     Raises:
         ValueError: a sample has 2^31 elements or more.
@@ -75,7 +77,8 @@ def backward(
     if size.samples == 0:
         dweight.zero_(), dbias.zero_()
         return
-    images = Sources(u, skip, shift), Affine(weight, bias, scale_shift), Gradients(dy, dsum, du, dskip)
+    gradients = Gradients(dy, du_bypass, dskip_bypass, du, dskip)
+    images = (Sources(u, skip, shift), Affine(weight, bias, scale_shift), gradients)
     images = (*images, row_stride(shift), row_stride(scale_shift), mean, rstd, groups)
     with on_device(u):
         sums = mean.new_empty(size.samples, 2, size.channels)
@@ -93,7 +96,8 @@ class Gradients(NamedTuple):
     """Images of gradients: those given, and those to be written."""
 
     dy: Tensor
-    dsum: Tensor | None
+    du_bypass: Tensor | None
+    dskip_bypass: Tensor | None
     du: Tensor
     dskip: Tensor | None
 
@@ -328,13 +332,15 @@ def _through_norm(inner, normal, gain, rstd, plain, weighted):
 
 @triton.jit
 def _store_sources(gradients, du, sample, p, c, inside, pixels, x_channels, skip_channels):
-    # Adds dsum and writes a tile of du and dskip; returns it before rounding.
+    # Adds what comes past the norm and writes a tile of du and dskip; returns it before rounding.
     of_x = inside & (c < x_channels)[None, :]
-    if gradients.dsum is not None:
-        du += load_tile(gradients.dsum, sample, p, c, of_x, pixels, x_channels)
+    of_skip = inside & (c >= x_channels)[None, :]
+    if gradients.du_bypass is not None:
+        du += load_tile(gradients.du_bypass, sample, p, c, of_x, pixels, x_channels)
+    if gradients.dskip_bypass is not None:
+        du += load_tile(gradients.dskip_bypass, sample, p, c - x_channels, of_skip, pixels, skip_channels)
     store_tile(gradients.du, du, sample, p, c, of_x, pixels, x_channels)
     if gradients.dskip is not None:
-        of_skip = inside & (c >= x_channels)[None, :]
         store_tile(gradients.dskip, du, sample, p, c - x_channels, of_skip, pixels, skip_channels)
     return du
 

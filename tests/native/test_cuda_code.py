@@ -122,8 +122,8 @@ def test_images_of_a_norm_move_by_16_bytes(kernels, mark, element):
         assert kernel.spilled == 0
 
 
-# Kernels of whole groups -> 16-byte loads and stores of a thread (those of residual, sum and dsum among them) and its
-# 16-byte copies to shared memory, of which each stands for as many as a thread has pixels.
+# Kernels of whole groups -> 16-byte loads and stores of a thread (those of residual, sum and bypasses among them) and
+# its 16-byte copies to shared memory, of which each stands for as many as a thread has pixels.
 TILES = {
     "group_norm_once_kernelI{}Li8E": (4, 5, 1),
     "group_norm_gradient_once_kernelI{}Li8E": (2, 2, 2),

@@ -8,8 +8,8 @@ from progdistill.ops import native
 
 FORWARD = ("y", "sum", "mean", "rstd", "x", "skip", "residual", "shift", "weight", "bias", "scale_shift")
 BACKWARD = (
-    *("du", "dskip", "dweight", "dbias", "dshift", "dscale_shift", "dy", "dsum", "u", "skip", "shift", "weight"),
-    *("bias", "scale_shift", "mean", "rstd"),
+    *("du", "dskip", "dweight", "dbias", "dshift", "dscale_shift", "dy", "du_bypass", "dskip_bypass", "u", "skip"),
+    *("shift", "weight", "bias", "scale_shift", "mean", "rstd"),
 )
 
 
@@ -19,8 +19,8 @@ def image(channels, dtype=torch.float32, samples=2):
 
 def good():
     """Everything that either kernel takes, for 8 + 4 channels in 3 groups."""
-    t = {name: image(8) for name in ("x", "residual", "sum", "u", "du", "dsum")}
-    t |= {"skip": image(4), "dskip": image(4), "y": image(12), "dy": image(12)}
+    t = {name: image(8) for name in ("x", "residual", "sum", "u", "du", "du_bypass")}
+    t |= {"skip": image(4), "dskip": image(4), "dskip_bypass": image(4), "y": image(12), "dy": image(12)}
     t |= {name: torch.ones(2, 3) for name in ("mean", "rstd")}
     t |= {name: torch.ones(12) for name in ("weight", "bias", "dweight", "dbias")}
     t |= {"shift": torch.ones(1, 8), "dshift": torch.ones(2, 8)}
@@ -59,7 +59,7 @@ BAD_IMAGES = [
     ("expected .B, C, H, W", ValueError, lambda value: value[0]),
 ]
 IMAGES = [(name, True) for name in ("y", "sum", "x", "skip", "residual")]
-IMAGES += [(name, False) for name in ("du", "dskip", "dy", "dsum", "u", "skip")]
+IMAGES += [(name, False) for name in ("du", "dskip", "dy", "du_bypass", "dskip_bypass", "u", "skip")]
 
 
 @pytest.mark.parametrize("message, error, change", BAD_IMAGES)

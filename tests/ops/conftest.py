@@ -79,7 +79,7 @@ def backend(request, monkeypatch) -> Backend:
     chosen = request.param.removesuffix("_in_chunks")
     in_chunks = chosen != request.param
     if in_chunks:
-        monkeypatch.setattr(importlib.import_module("progdistill.ops.group_norm_silu"), "TILE_BYTES", 0)
+        monkeypatch.setattr(importlib.import_module("progdistill.ops.group_norm_kernels"), "TILE_BYTES", 0)
     name = chosen.removesuffix("_on_cpu")
     operation = getattr(request.module, "OPERATION", None)
     if operation and name not in backends.declared()[operation]:

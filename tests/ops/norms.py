@@ -9,7 +9,10 @@ from tolerance import assert_within_rule
 
 
 class Norm(NamedTuple):
-    """One call: its sizes, and which tensors it is given. `shift` counts its rows; 0: one dimension; None: none."""
+    """One call: its sizes, and which tensors it is given. `shift` counts its rows; 0: one dimension; None: none.
+
+    `sources`: what is normalised is returned too.
+    """
 
     channels: int
     skip: int = 0
@@ -21,10 +24,17 @@ class Norm(NamedTuple):
     scale_shift: int = 0
     residual: bool = False
     silu: bool = True
+    sources: bool = False
     eps: float = 1e-6
     mean: float = 0.0
     deviation: float = 1.0
     values_dtype: torch.dtype = torch.float32
+
+    @property
+    def options(self) -> dict:
+        """The arguments of the public function that are no tensors."""
+        sources = {"return_sources": True} if self.sources else {}
+        return {"groups": self.groups, "eps": self.eps, "silu": self.silu, **sources}
 
 
 def tensors_of(norm: Norm, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -52,7 +62,19 @@ def tensors_of(norm: Norm, dtype: torch.dtype, seed: int = 0) -> dict[str, torch
     return t
 
 
-def literal(x, weight, bias, groups, eps, skip=None, shift=None, scale_shift=None, residual=None, silu=True):
+def literal(
+    x,
+    weight,
+    bias,
+    groups,
+    eps,
+    skip=None,
+    shift=None,
+    scale_shift=None,
+    residual=None,
+    silu=True,
+    return_sources=False,
+):
     """The docstring's formula: group by group, its mean and its variance."""
     u = x if residual is None else x + residual
     if shift is not None:
@@ -69,18 +91,30 @@ def literal(x, weight, bias, groups, eps, skip=None, shift=None, scale_shift=Non
         y = y * (1 + scale) + after
     if silu:
         y = y / (1 + torch.exp(-y))
+    if return_sources:
+        return y, u, skip
     return y if residual is None else (y, u)
+
+
+def named_outputs(found) -> dict[str, torch.Tensor]:
+    """What a call gives, by name: y, and as far as there are any u and skip."""
+    found = found if isinstance(found, tuple) else (found,)
+    return {name: value for name, value in zip(("y", "u", "skip"), found, strict=False) if value is not None}
+
+
+def mixture_of(outputs) -> list[torch.Tensor]:
+    """A random gradient for each of some outputs."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
 
 
 def results(function, norm: Norm, tensors, device="cpu", **options) -> dict[str, torch.Tensor]:
     """What the function gives for the tensors, and the gradients of a random mixture of it, by name."""
     t = {name: value.detach().to(device).requires_grad_() for name, value in tensors.items()}
-    found = function(**t, groups=norm.groups, eps=norm.eps, silu=norm.silu, **options)
-    outputs = found if norm.residual else (found,)
-    generator = torch.Generator().manual_seed(1)
-    mixture = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype).to(device) for o in outputs]
-    gradients = torch.autograd.grad(outputs, list(t.values()), mixture)
-    named = dict(zip(("y", "u"), outputs, strict=False)) | {f"d{n}": g for n, g in zip(t, gradients, strict=True)}
+    outputs = named_outputs(function(**t, **norm.options, **options))
+    every = list(outputs.values())
+    gradients = torch.autograd.grad(every, list(t.values()), mixture_of(every))
+    named = outputs | {f"d{n}": g for n, g in zip(t, gradients, strict=True)}
     return {name: value.detach().cpu() for name, value in named.items()}
 
 

@@ -116,23 +116,22 @@ def test_parts_of_the_gradient(backend):
                 torch.testing.assert_close(found[0], found[-1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("residual, sources", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("scale_shift", [0, 1, 2])
 @pytest.mark.parametrize("silu", [False, True])
-def test_gradcheck_of_the_reference(residual, scale_shift, silu):
-    norm = Norm(4, 2, 3, 2, 2, shift=scale_shift, scale_shift=scale_shift, residual=residual, silu=silu, eps=1e-2)
+def test_gradcheck_of_the_reference(residual, sources, scale_shift, silu):
+    given = {"shift": scale_shift, "scale_shift": scale_shift, "residual": residual}
+    norm = Norm(4, 2, 3, 2, 2, **given, silu=silu, sources=sources, eps=1e-2)
     tensors = tensors_of(norm, torch.float64)
     names = list(tensors)
 
     def call(*values):
         given = dict(zip(names, values, strict=True))
-        return ops.group_norm_silu(**given, groups=norm.groups, eps=norm.eps, silu=silu)
+        return ops.group_norm_silu(**given, **norm.options)
 
     leaves = [value.double().requires_grad_() for value in tensors.values()]
     assert torch.autograd.gradcheck(call, leaves)
-    torch.testing.assert_close(
-        call(*leaves), literal(**dict(zip(names, leaves, strict=True)), groups=3, eps=1e-2, silu=silu)
-    )
+    torch.testing.assert_close(call(*leaves), literal(**dict(zip(names, leaves, strict=True)), **norm.options))
 
 
 @pytest.fixture

@@ -87,11 +87,12 @@ def test_the_operators_are_registered_as_they_should_be(backend):
     for given in (norm, Norm(4, 0, 2)):
         tensors = tensors_of(given, torch.float32)
         t = [tensors[name].requires_grad_() if name in tensors else None for name in names]
-        opcheck(OPERATORS.group_norm_silu.default, (*t, 2, 1e-6, True, backend.name))
+        for return_sources in (False, True):
+            opcheck(OPERATORS.group_norm_silu.default, (*t, 2, 1e-6, True, return_sources, backend.name))
         t = [value if value is None else value.detach() for value in t]
         x, skip, residual, shift, weight, bias, scale_shift = t
-        y, u, mean, rstd = OPERATORS.group_norm_silu(*t, 2, 1e-6, True, backend.name)
-        images = (y, residual, x if residual is None else u, skip, shift if residual is None else None)
+        y, u, mean, rstd = OPERATORS.group_norm_silu(*t, 2, 1e-6, True, False, backend.name)
+        images = (y, residual, skip, x if residual is None else u, skip, shift if residual is None else None)
         values = (weight, bias, scale_shift, mean, rstd)
         opcheck(
             OPERATORS.group_norm_silu_backward.default, (*images, *values, 2, True, residual is not None, backend.name)

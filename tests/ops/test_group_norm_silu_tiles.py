@@ -1,6 +1,5 @@
 """Group normalisation by the CUDA kernels where whole groups fit into a block's shared memory."""
 
-import importlib
 from unittest import mock
 
 import pytest
@@ -8,9 +7,7 @@ import torch
 
 from ops.norms import Norm, check, literal, results, tensors_of
 from progdistill import ops
-from progdistill.ops import native
-
-MODULE = importlib.import_module("progdistill.ops.group_norm_silu")
+from progdistill.ops import group_norm_kernels, native
 
 
 @pytest.fixture
@@ -31,7 +28,7 @@ def workspace(norm: Norm, dtype: torch.dtype, device: str, backward: bool, tile_
 
 def reads_once(norm: Norm, dtype: torch.dtype, device: str, backward: bool, tile_bytes: int | None = None) -> bool:
     """Whether each image is read once: chunks leave partial sums in the workspace."""
-    tile_bytes = MODULE.TILE_BYTES if tile_bytes is None else tile_bytes
+    tile_bytes = group_norm_kernels.TILE_BYTES if tile_bytes is None else tile_bytes
     least = norm.samples * 2 * (norm.channels + norm.skip) if backward else 0
     return workspace(norm, dtype, device, backward, tile_bytes) == least
 
@@ -54,6 +51,8 @@ SETTINGS = (
     {"shift": 1, "scale_shift": 2},
     {"shift": 0, "scale_shift": 1, "residual": True},
     {"silu": False, "residual": True},
+    {"shift": 2, "sources": True},
+    {"sources": True},
 )
 
 
@@ -63,7 +62,7 @@ def test_tiles(cuda, number, tiles, dtype):
     norm = TILES[tiles]
     for backward in (False, True):
         assert reads_once(norm, dtype, cuda.device, backward)
-    for setting in (SETTINGS[0], SETTINGS[1 + number % 2]):
+    for setting in (SETTINGS[0], SETTINGS[1 + number % 2], SETTINGS[3 + number % 2]):
         check(cuda, norm._replace(**setting), dtype)
 
 
@@ -72,13 +71,13 @@ def test_the_largest_tile_and_the_next_size(cuda, dtype):
     """Of the bytes that a tile may have: exactly as many as it takes, and one too few."""
     norm = Norm(40, 8, 12, 17, 16, shift=2, scale_shift=2, residual=True)
     for backward in (False, True):
-        least, most = 0, MODULE.TILE_BYTES
+        least, most = 0, group_norm_kernels.TILE_BYTES
         while most - least > 1:
             middle = (least + most) // 2
             fits = reads_once(norm, dtype, cuda.device, backward, middle)
             least, most = (least, middle) if fits else (middle, most)
         for tile_bytes in (most, least):
-            with mock.patch.object(MODULE, "TILE_BYTES", tile_bytes):
+            with mock.patch.object(group_norm_kernels, "TILE_BYTES", tile_bytes):
                 assert reads_once(norm, dtype, cuda.device, backward) == (tile_bytes == most)
                 check(cuda, norm, dtype)
 

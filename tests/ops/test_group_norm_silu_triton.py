@@ -22,7 +22,7 @@ pytestmark = [
 
 
 class Case(NamedTuple):
-    """A call's sizes, and what it is given of shift, scale_shift and residual."""
+    """A call's sizes, and what it is given of shift, scale_shift and residual; or "sources", to be handed on."""
 
     channels: int
     skip: int
@@ -49,18 +49,22 @@ def launch(case):
         return torch.zeros(shape, dtype=dtype) if name in case.given else None
 
     x, skip = image(case.channels), image(case.skip) if case.skip else None
-    u, sums = (image(case.channels) if "residual" in case.given else None for _ in range(2))
+    residual = image(case.channels) if "residual" in case.given else None
+    sources = "sources" in case.given
+    u = image(case.channels) if residual is not None or (sources and "shift" in case.given) else None
     shift, scale_shift = given("shift", samples, case.channels), given("scale_shift", 1, 2 * every)
     values = (torch.zeros(every, dtype=case.values_dtype), torch.zeros(every, dtype=case.values_dtype), scale_shift)
     saved = torch.zeros(samples, case.groups), torch.zeros(samples, case.groups)
-    group_norm_silu.forward(image(every), u, *saved, x, skip, sums, shift, *values, case.groups, 1e-6, case.silu)
+    group_norm_silu.forward(image(every), u, *saved, x, skip, residual, shift, *values, case.groups, 1e-6, case.silu)
     gradients = (
         *(x, skip, torch.zeros(every), torch.zeros(every)),
         given("shift", samples, case.channels, dtype=torch.float32),
         given("scale_shift", samples, 2 * every, dtype=torch.float32),
     )
+    bypasses = (x, skip) if sources else (u, None)
     shift = shift if u is None else None
-    group_norm_silu.backward(*gradients, image(every), u, x, skip, shift, *values, *saved, case.groups, case.silu)
+    images = (image(every), *bypasses, x, skip)
+    group_norm_silu.backward(*gradients, *images, shift, *values, *saved, case.groups, case.silu)
 
 
 SUMS, MERGE = ("_column_sums", 0, 0, 0), ("_merge", 0, 0, 0)
@@ -72,11 +76,17 @@ LAUNCHES = {
         *(("_statistics", 32, 3, 1), MERGE, ("_normalise", 32, 2, 1)),
         *(("_channel_sums", 32, 3, 0), MERGE, ("_input_gradient", 32, 4, 2), SUMS, SUMS, SUMS),
     ],
+    Case(256, 128, 16, 32, ("shift", "sources")): [("_whole", 64, 2, 2), ("_whole", 32, 5, 2), SUMS, SUMS],
+    Case(128, 64, 64, 32, ("sources",)): [
+        *(("_statistics", 32, 2, 0), MERGE, ("_normalise", 32, 2, 1)),
+        *(("_channel_sums", 32, 3, 0), MERGE, ("_input_gradient", 32, 5, 2), SUMS, SUMS),
+    ],
 }
+IDS = ("seam in a program", "residual", "chunks", "sources", "sources in chunks")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("case", LAUNCHES, ids=("seam in a program", "residual", "chunks"))
+@pytest.mark.parametrize("case", LAUNCHES, ids=IDS)
 def test_images_move_by_16_bytes(launches, case, dtype):
     launch(case._replace(dtype=dtype))
     assert [kernel.name for kernel in launches] == [name for name, *_ in LAUNCHES[case]]

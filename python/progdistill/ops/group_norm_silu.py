@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from progdistill.ops import native
+from progdistill.ops import group_norm_kernels as kernels
 from progdistill.ops.backends import choose, declare
-from progdistill.ops.images import check_channel_values, check_first_image, check_image, is_left_to_reference
+from progdistill.ops.group_norm_checks import check_norm
+from progdistill.ops.images import channels_last, is_left_to_reference, row
 from progdistill.ops.layout import dense, memory_format
 from progdistill.ops.registration import register
 
@@ -25,12 +26,18 @@ def group_norm_silu(
     scale_shift: Tensor | None = None,
     residual: Tensor | None = None,
     silu: bool = True,
+    return_sources: bool = False,
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]:
     """y = silu((1 + scale) norm(cat(u, skip)) + shift_after) with u = x + residual + shift; Wu & He 2018.
 
     Whatever is left out counts as 0. With a `residual`, u is a result too: the sum that a residual block ends with is
     formed on the way to the norm that follows it. It is then rounded to the dtype of x before it is normalised.
+
+    What is normalised may be needed elsewhere as well, by a shortcut, a residual sum or a skip connection. Taken from
+    the results (`return_sources`) instead of from the arguments, it costs no pass of its own: u is formed on the way,
+    and the gradients that reach u and skip from elsewhere are added on the way back. (Where torch.compile or export
+    watches the call, or nothing compiled serves, it is autograd that adds the gradients.)
 
     The compiled kernels work in channels_last order. An x in another order is brought there and the results back: twice
     as many passes over memory.
@@ -47,26 +54,36 @@ def group_norm_silu(
             2021). float32, or the dtype of x.
         residual: (B, C, H, W), in the dtype of x.
         silu: no: without the activation.
+        return_sources: also return what was normalised.
         backend: force "reference", "cuda" or "triton" (float32 and bfloat16 only); default: the best available.
 
     Returns:
-        y (B, C + C', H, W); with a residual (y, u). Both have the dtype and memory format of x. Arithmetic is float32
-        (float64 for a float64 x). Differentiable in all tensors; once, but for the reference.
+        y (B, C + C', H, W); with a residual (y, u); with return_sources (y, u, skip). y and u have the dtype and memory
+        format of x. With return_sources u is rounded to that dtype, and normalised as rounded, also where only a shift
+        was added; it is x itself if nothing was. skip is None if none was given. Both may lie where x and skip lie: to
+        change them in place changes those. Arithmetic is float32 (float64 for a float64 x). Differentiable in all
+        tensors; once, but for the reference.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device, eps or number of groups, with what is allowed.
     """
-    _check(x, weight, bias, groups, eps, skip, shift, scale_shift, residual)
+    check_norm(x, weight, bias, groups, eps, skip, shift, scale_shift, residual)
     if is_left_to_reference("group_norm_silu", x.device.type, x.dtype, backend):
-        return group_norm_silu_reference(
-            x, weight, bias, groups, eps, skip=skip, shift=shift, scale_shift=scale_shift, residual=residual, silu=silu
-        )
+        given = {"skip": skip, "shift": shift, "scale_shift": scale_shift, "residual": residual}
+        options = {"silu": silu, "return_sources": return_sources}
+        return group_norm_silu_reference(x, weight, bias, groups, eps, **given, **options)
     format = memory_format(x)
-    x, skip, residual = (_channels_last(image) for image in (x, skip, residual))
-    y, u, _, _ = _group_norm_silu(
-        x, skip, residual, shift, weight, bias, scale_shift, int(groups), float(eps), silu, backend
+    y, u, _, _, *handed_on = _group_norm_silu(
+        *(channels_last(image) for image in (x, skip, residual)),
+        *(shift, weight, bias, scale_shift, int(groups), float(eps), silu, return_sources, backend),
     )
-    return dense(y, format) if residual is None else (dense(y, format), dense(u, format))
+    y = dense(y, format)
+    if _forms_sum(residual, shift, return_sources):
+        u = dense(u, format)
+    if not return_sources:
+        return y if residual is None else (y, u)
+    own, skip = (_as_given(*pair) for pair in zip(handed_on, (x, skip), strict=True))
+    return y, u if own is None else own, skip
 
 
 def group_norm_silu_reference(
@@ -81,7 +98,8 @@ def group_norm_silu_reference(
     scale_shift: Tensor | None = None,
     residual: Tensor | None = None,
     silu: bool = True,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_sources: bool = False,
+) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]:
     """The formula in plain PyTorch, differentiable by autograd."""
     format = memory_format(x)
     computing = torch.promote_types(x.dtype, torch.float32)
@@ -90,8 +108,9 @@ def group_norm_silu_reference(
         u = u + residual
     if shift is not None:
         u = u + shift.to(computing).unsqueeze(-1).unsqueeze(-1)
-    if residual is not None:
-        sum = u.to(x.dtype)
+    sum = x
+    if _forms_sum(residual, shift, return_sources):
+        sum = dense(u.to(x.dtype), format)
         u = sum.to(computing)
     if skip is not None:
         u = torch.cat((u, skip.to(computing)), dim=1)
@@ -105,96 +124,27 @@ def group_norm_silu_reference(
         scale, shift_after = scale_shift.to(computing)[..., None, None].chunk(2, dim=1)
         y = torch.addcmul(shift_after, y, scale + 1)
     y = dense((F.silu(y) if silu else y).to(x.dtype), format)
-    return y if residual is None else (y, dense(sum, format))
+    if return_sources:
+        return y, sum, skip
+    return y if residual is None else (y, sum)
 
 
-def _check(x, weight, bias, groups, eps, skip, shift, scale_shift, residual) -> None:
-    check_first_image("x", x)
-    samples, channels = x.shape[:2]
-    if residual is not None:
-        check_image("residual", residual, x)
-    normalised = channels
-    if skip is not None:
-        check_image("skip", skip, x, own_channels=True)
-        normalised += skip.shape[1]
-    if groups < 1 or normalised % groups != 0:
-        raise ValueError(f"groups is {groups}, which does not divide the {normalised} channels; use a divisor")
-    if not eps > 0:
-        raise ValueError(f"eps is {eps}; use a positive number such as 1e-6")
-    for name, values, shapes in (
-        ("weight", weight, ((normalised,),)),
-        ("bias", bias, ((normalised,),)),
-        ("shift", shift, ((samples, channels), (1, channels), (channels,))),
-        ("scale_shift", scale_shift, ((samples, 2 * normalised), (1, 2 * normalised))),
-    ):
-        if values is not None:
-            check_channel_values(name, values, shapes, x)
+def _forms_sum(residual: Tensor | None, shift: Tensor | None, return_sources: bool) -> bool:
+    """Whether u is a tensor of its own."""
+    return residual is not None or (return_sources and shift is not None)
 
 
-def _channels_last(image: Tensor | None) -> Tensor | None:
-    return None if image is None else dense(image, torch.channels_last)
-
-
-# The kernels' calls, the same for every compiled backend. All tensors are of one device and dense, images in
-# channels_last order; the first ones are results, allocated by the caller; what is None is left out. `shift` is (B, C)
-# or (1, C), `scale_shift` (B, 2 (C + C')) or (1, ...); they, weight and bias are float32 or as x, each for itself. The
-# batch may be empty.
-#
-# forward(y, sum, mean, rstd, x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu)
-#     sum (B, C, H, W): x + residual + shift as x; exactly with a residual. mean, rstd (B, groups) float32.
-#
-# backward(du, dskip, dweight, dbias, dshift, dscale_shift,
-#          dy, dsum, u, skip, shift, weight, bias, scale_shift, mean, rstd, groups, silu)
-#     u: the sum if there was a residual (then shift is None, being part of it), else x. du (B, C, H, W) is the gradient
-#     of x and residual alike, dsum being part of it; dshift (B, C) is the sum of it over the pixels before rounding,
-#     and may be wanted without a shift. dweight, dbias (C + C',), dshift and dscale_shift (B, 2 (C + C')) are float32.
-
-
-# Shared memory that a block of the CUDA kernels may fill to read images once, where whole groups fit; 0: they are read
-# twice. 99 KB are what every GPU from sm_80 on gives a block, and leave room for two of them on an H100 or H200.
-TILE_BYTES = 99 * 1024
-
-
-def _forward_native(y, sum, mean, rstd, x, skip, *values) -> None:
-    workspace = _workspace(x, skip, mean, False)
-    tensors = (y, sum, mean, rstd, x, skip, *values[:-3])
-    native._C.group_norm_silu(*map(_view, tensors), *values[-3:], TILE_BYTES, workspace, native.run(x))
-
-
-def _backward_native(*arguments) -> None:
-    *tensors, groups, silu = arguments
-    u, skip, mean = tensors[8], tensors[9], tensors[14]
-    workspace = _workspace(u, skip, mean, True)
-    native._C.group_norm_silu_backward(*map(_view, tensors), groups, silu, TILE_BYTES, workspace, native.run(u))
-
-
-def _workspace(x: Tensor, skip: Tensor | None, mean: Tensor, backward: bool):
-    run, groups = native.run(x), mean.shape[1]
-    count = native._C.group_norm_workspace(_view(x), _view(skip), groups, backward, TILE_BYTES, run)
-    return _view(mean.new_empty(count))
-
-
-def _view(tensor: Tensor | None):
-    return None if tensor is None else native.view(tensor)
-
-
-def _forward_triton(*arguments) -> None:
-    from progdistill.ops.triton_kernels import group_norm_silu
-
-    group_norm_silu.forward(*arguments)
-
-
-def _backward_triton(*arguments) -> None:
-    from progdistill.ops.triton_kernels import group_norm_silu
-
-    group_norm_silu.backward(*arguments)
+def _as_given(handed_on: Tensor | None, given: Tensor | None) -> Tensor | None:
+    """An image that was handed on; what was given if that had to be copied into another order."""
+    copied = given is not None and not given.is_contiguous(memory_format=torch.channels_last)
+    return given if copied and handed_on is not None else handed_on
 
 
 declare(
     "group_norm_silu",
-    {"reference": group_norm_silu_reference, "cuda": _forward_native, "triton": _forward_triton},
+    {"reference": group_norm_silu_reference, "cuda": kernels.forward_native, "triton": kernels.forward_triton},
 )
-_BACKWARD = {_forward_native: _backward_native, _forward_triton: _backward_triton}
+_BACKWARD = {kernels.forward_native: kernels.backward_native, kernels.forward_triton: kernels.backward_triton}
 
 
 def _implementation(
@@ -208,24 +158,22 @@ def _implementation(
     groups: int,
     eps: float,
     silu: bool,
+    return_sources: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y, u, mean, rstd = _fake(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, backend)
-    images = (_channels_last(image) for image in (x, skip, residual))
-    values = (_row(shift), weight.contiguous(), bias.contiguous(), _row(scale_shift))
+    values = (shift, weight, bias, scale_shift)
+    y, u, mean, rstd = _fake(x, skip, residual, *values, groups, eps, silu, return_sources, backend)
+    images = (channels_last(image) for image in (x, skip, residual))
+    values = (row(shift), weight.contiguous(), bias.contiguous(), row(scale_shift))
     forward = choose("group_norm_silu", x.device.type, backend)
-    forward(y, None if residual is None else u, mean, rstd, *images, *values, groups, eps, silu)
+    sum = u if _forms_sum(residual, shift, return_sources) else None
+    forward(y, sum, mean, rstd, *images, *values, groups, eps, silu)
     return y, u, mean, rstd
 
 
-def _row(values: Tensor | None) -> Tensor | None:
-    """Values of all samples alike as (1, ...)."""
-    return None if values is None else values.reshape(-1, values.shape[-1]).contiguous()
-
-
-def _fake(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, backend):
+def _fake(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, return_sources, backend):
     y = _image(x, len(weight))
-    u = x.new_empty(0) if residual is None else _image(x, x.shape[1])
+    u = _image(x, x.shape[1]) if _forms_sum(residual, shift, return_sources) else x.new_empty(0)
     mean, rstd = (x.new_empty((len(x), groups), dtype=torch.float32) for _ in range(2))
     return y, u, mean, rstd
 
@@ -235,18 +183,36 @@ def _image(like: Tensor, channels: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
+def _hand_on(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, return_sources, backend):
+    if not return_sources:
+        return ()
+    return None if _forms_sum(residual, shift, return_sources) else x, skip
+
+
 def _setup_context(ctx, inputs, output) -> None:
-    x, skip, residual, shift, weight, bias, scale_shift, ctx.groups, _, ctx.silu, ctx.backend = inputs
-    _, u, mean, rstd = output
-    ctx.has_residual = residual is not None
-    ctx.mark_non_differentiable(mean, rstd, *(() if ctx.has_residual else (u,)))
+    x, skip, residual, shift, weight, bias, scale_shift, ctx.groups, _, ctx.silu, return_sources, ctx.backend = inputs
+    _, u, mean, rstd, *handed_on = output
+    ctx.has_residual, ctx.has_sum = residual is not None, _forms_sum(residual, shift, return_sources)
+    wanted = ctx.needs_input_grad
+    constant = [image for image, needed in zip(handed_on, wanted, strict=False) if image is not None and not needed]
+    if not ctx.has_sum or not (wanted[0] or wanted[2] or wanted[3]):
+        constant.append(u)
+    ctx.mark_non_differentiable(mean, rstd, *constant)
     ctx.set_materialize_grads(False)
     ctx.shift_like = None if shift is None else (shift.shape, shift.dtype)
-    own = (u, skip, None) if ctx.has_residual else (x, skip, shift)
+    own = (u, skip, None) if ctx.has_sum else (x, skip, shift)
     ctx.save_for_backward(*own, weight, bias, scale_shift, mean, rstd)
 
 
-def _backward(ctx, dy: Tensor | None, dsum: Tensor | None, *_) -> tuple:
+def _backward(
+    ctx,
+    dy: Tensor | None,
+    dsum: Tensor | None,
+    dmean: None,
+    drstd: None,
+    dx_bypass: Tensor | None = None,
+    dskip_bypass: Tensor | None = None,
+) -> tuple:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError('group_norm_silu is differentiable once; backend="reference" as often as you like')
     u, skip, shift, weight, bias, scale_shift, mean, rstd = ctx.saved_tensors
@@ -255,7 +221,8 @@ def _backward(ctx, dy: Tensor | None, dsum: Tensor | None, *_) -> tuple:
     wants_dshift = ctx.shift_like is not None and ctx.needs_input_grad[3]
     du, dskip, dweight, dbias, dshift, dscale_shift = _group_norm_silu_backward(
         dy,
-        dsum if ctx.has_residual else None,
+        dsum if ctx.has_sum else dx_bypass,
+        dskip_bypass,
         *(u, skip, shift, weight, bias, scale_shift, mean, rstd),
         *(ctx.groups, ctx.silu, wants_dshift, ctx.backend),
     )
@@ -267,7 +234,7 @@ def _backward(ctx, dy: Tensor | None, dsum: Tensor | None, *_) -> tuple:
         dweight.to(weight.dtype),
         dbias.to(bias.dtype),
         None if scale_shift is None else _summed_to(dscale_shift, scale_shift.shape, scale_shift.dtype),
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 
@@ -280,17 +247,20 @@ def _summed_to(gradient: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tenso
 
 _group_norm_silu = register(
     "group_norm_silu(Tensor x, Tensor? skip, Tensor? residual, Tensor? shift, Tensor weight, Tensor bias,"
-    " Tensor? scale_shift, int groups, float eps, bool silu, str? backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? scale_shift, int groups, float eps, bool silu, bool return_sources, str? backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     _implementation,
     _fake,
     setup_context=_setup_context,
     backward=_backward,
+    hands_on=_hand_on,
 )
 
 
 def _backward_implementation(
     dy: Tensor,
-    dsum: Tensor | None,
+    du_bypass: Tensor | None,
+    dskip_bypass: Tensor | None,
     u: Tensor,
     skip: Tensor | None,
     shift: Tensor | None,
@@ -305,20 +275,35 @@ def _backward_implementation(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     results = _backward_fake(
-        dy, dsum, u, skip, shift, weight, bias, scale_shift, mean, rstd, groups, silu, wants_dshift, backend
+        *(dy, du_bypass, dskip_bypass, u, skip, shift, weight, bias, scale_shift, mean, rstd),
+        *(groups, silu, wants_dshift, backend),
     )
     du, dskip, dweight, dbias, dshift, dscale_shift = results
     _BACKWARD[choose("group_norm_silu", u.device.type, backend)](
         *(du, None if skip is None else dskip, dweight, dbias, dshift if wants_dshift else None),
         None if scale_shift is None else dscale_shift,
-        *(_channels_last(image) for image in (dy, dsum, u, skip)),
-        *(_row(shift), weight.contiguous(), bias.contiguous(), _row(scale_shift), mean, rstd, groups, silu),
+        *(channels_last(image) for image in (dy, du_bypass, dskip_bypass, u, skip)),
+        *(row(shift), weight.contiguous(), bias.contiguous(), row(scale_shift), mean, rstd, groups, silu),
     )
     return results
 
 
 def _backward_fake(
-    dy, dsum, u, skip, shift, weight, bias, scale_shift, mean, rstd, groups, silu, wants_dshift, backend
+    dy,
+    du_bypass,
+    dskip_bypass,
+    u,
+    skip,
+    shift,
+    weight,
+    bias,
+    scale_shift,
+    mean,
+    rstd,
+    groups,
+    silu,
+    wants_dshift,
+    backend,
 ):
     du = _image(u, u.shape[1])
     dskip = u.new_empty(0) if skip is None else _image(skip, skip.shape[1])
@@ -330,9 +315,9 @@ def _backward_fake(
 
 
 _group_norm_silu_backward = register(
-    "group_norm_silu_backward(Tensor dy, Tensor? dsum, Tensor u, Tensor? skip, Tensor? shift, Tensor weight,"
-    " Tensor bias, Tensor? scale_shift, Tensor mean, Tensor rstd, int groups, bool silu, bool wants_dshift,"
-    " str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "group_norm_silu_backward(Tensor dy, Tensor? du_bypass, Tensor? dskip_bypass, Tensor u, Tensor? skip,"
+    " Tensor? shift, Tensor weight, Tensor bias, Tensor? scale_shift, Tensor mean, Tensor rstd, int groups, bool silu,"
+    " bool wants_dshift, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_implementation,
     _backward_fake,
 )

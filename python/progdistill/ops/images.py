@@ -9,6 +9,7 @@ from torch import Tensor
 
 from progdistill.ops.backends import choose, declared
 from progdistill.ops.checks import check_device
+from progdistill.ops.layout import dense
 
 
 def check_first_image(name: str, image: Tensor) -> None:
@@ -39,6 +40,16 @@ def check_channel_values(name: str, values: Tensor, shapes: tuple[tuple[int, ...
         allowed = " or ".join(dict.fromkeys((str(torch.float32), str(x.dtype))))
         raise TypeError(f"{name} is {values.dtype}; beside a {x.dtype} x it may be {allowed}")
     check_device(name, values, "x", x)
+
+
+def channels_last(image: Tensor | None) -> Tensor | None:
+    """The image as the kernels read it; copies only if it is in another order."""
+    return None if image is None else dense(image, torch.channels_last)
+
+
+def row(values: Tensor | None) -> Tensor | None:
+    """Numbers for channels as the kernels read them: those for all samples alike as (1, ...)."""
+    return None if values is None else values.reshape(-1, values.shape[-1]).contiguous()
 
 
 def is_left_to_reference(operation: str, device: str, dtype: torch.dtype, backend: str | None) -> bool:

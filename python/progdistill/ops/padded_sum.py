@@ -8,7 +8,14 @@ from torch import Tensor
 
 from progdistill.ops import native
 from progdistill.ops.backends import choose, declare
-from progdistill.ops.images import check_channel_values, check_first_image, check_image, is_left_to_reference
+from progdistill.ops.images import (
+    channels_last,
+    check_channel_values,
+    check_first_image,
+    check_image,
+    is_left_to_reference,
+    row,
+)
 from progdistill.ops.layout import dense
 from progdistill.ops.registration import register
 
@@ -51,7 +58,7 @@ def padded_sum(
     if not adds and padding == 0:
         return x
     format = _memory_format(x)
-    u, padded = _padded_sum(_channels_last(x), _channels_last(residual), shift, int(padding), backend)
+    u, padded = _padded_sum(channels_last(x), channels_last(residual), shift, int(padding), backend)
     u = dense(u, format) if adds else x
     return u if padding == 0 else (u, dense(padded, format))
 
@@ -87,10 +94,6 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     """channels_last also where x is contiguous in both orders: padded, it is not, and the kernels write that one."""
     is_last = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if is_last else torch.contiguous_format
-
-
-def _channels_last(image: Tensor | None) -> Tensor | None:
-    return None if image is None else dense(image, torch.channels_last)
 
 
 # The kernels' calls, the same for every compiled backend. All tensors are of one device and dense, images in
@@ -134,11 +137,9 @@ def _implementation(
     x: Tensor, residual: Tensor | None, shift: Tensor | None, padding: int, backend: str | None
 ) -> tuple[Tensor, Tensor]:
     u, padded = _fake(x, residual, shift, padding, backend)
-    if shift is not None:
-        shift = shift.reshape(-1, shift.shape[-1]).contiguous()
     forward = choose("padded_sum", x.device.type, backend)
     results = u if _has_sum(residual, shift, padding) else None, padded if padding else None
-    forward(*results, _channels_last(x), _channels_last(residual), shift, padding)
+    forward(*results, channels_last(x), channels_last(residual), row(shift), padding)
     return u, padded
 
 
@@ -190,7 +191,7 @@ _padded_sum = register(
 def _backward_implementation(dsum: Tensor | None, dpadded: Tensor, padding: int, backend: str | None) -> Tensor:
     du = _backward_fake(dsum, dpadded, padding, backend)
     backward = _BACKWARD[choose("padded_sum", dpadded.device.type, backend)]
-    backward(du, _channels_last(dsum), _channels_last(dpadded), padding)
+    backward(du, channels_last(dsum), channels_last(dpadded), padding)
     return du
 
 

@@ -19,12 +19,18 @@ def register(
     *,
     setup_context: Callable | None = None,
     backward: Callable | None = None,
+    hands_on: Callable | None = None,
 ) -> Callable:
     """Defines `progdistill::name` for every device and returns what calls it, with positional arguments.
 
     `Library.define` and `impl` are used rather than `custom_op`, whose launch costs two to five times as much. Calls
     that nobody watches (torch.compile, modes, transforms, subclasses) go to the implementation directly, or to an
     autograd function where gradients are wanted: the dispatcher costs more than all the rest.
+
+    An operator may not return what it was given; its call may. `hands_on` says, from the call's arguments, which
+    tensors of them (or None) follow the results. The autograd function has views of them as results: it is for
+    `setup_context` to mark those that want no gradient, and `backward` is given what reaches the others from elsewhere,
+    to add it on its way. Where the dispatcher is at work they are the arguments themselves, and autograd adds.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema)
@@ -37,7 +43,8 @@ def register(
     single = [place for place, kind in enumerate(kinds) if kind in ("Tensor", "Optional[Tensor]")]
     lists = [place for place, kind in enumerate(kinds) if kind == "List[Tensor]"]
 
-    recorded = None if backward is None else _autograd_function(implementation, setup_context, backward)
+    recorded = None if backward is None else _autograd_function(implementation, setup_context, backward, hands_on)
+    operator, implementation = _handing_on(operator, hands_on), _handing_on(implementation, hands_on)
 
     def call(*arguments):
         if _is_watched():
@@ -81,13 +88,26 @@ def _is_watched() -> bool:
     )
 
 
-def _autograd_function(implementation: Callable, setup_context: Callable, backward: Callable) -> Callable:
+def _handing_on(function: Callable, hands_on: Callable | None) -> Callable:
+    """The function, its results followed by what is handed on of its arguments."""
+    if hands_on is None:
+        return function
+    return lambda *arguments: (*function(*arguments), *hands_on(*arguments))
+
+
+def _autograd_function(
+    implementation: Callable, setup_context: Callable, backward: Callable, hands_on: Callable | None
+) -> Callable:
     """The operator's autograd without the dispatcher."""
 
     class Direct(torch.autograd.Function):
         @staticmethod
         def forward(*arguments):
-            return implementation(*arguments)
+            results = implementation(*arguments)
+            if hands_on is None:
+                return results
+            # Views, for what a function returns as it was given it may not save.
+            return (*results, *(t if t is None else t.view_as(t) for t in hands_on(*arguments)))
 
         @staticmethod
         def backward(ctx, *grads):
