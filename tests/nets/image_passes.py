@@ -12,15 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from progdistill.ops.group_norm_silu import group_norm_silu_reference
-
-NAMES = ("skip", "shift", "scale_shift", "residual")
+from progdistill.ops.padded_sum import padded_sum_reference
 
 
 class ImagePasses(TorchDispatchMode):
     """Counts the operations that write tensors of at least `size` elements; views write nothing.
 
     `written`: by name. `elsewhere`: those that wrote in another order than channels_last.
-    `norm` is group_norm_silu as an operation of its own, as a kernel is: "norm" and "norm_backward".
+    `norm` and `padded_sum` are operations of their own, as kernels are: "norm", "norm_backward", "padded_sum", ...
     """
 
     def __init__(self, size: int) -> None:
@@ -50,9 +49,32 @@ class ImagePasses(TorchDispatchMode):
         yield
         self._paused = False
 
-    def norm(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool, **more):
-        y, u = _OpaqueNorm.apply(self, (groups, eps, silu), x, weight, bias, *(more.get(name) for name in NAMES))
-        return y if more.get("residual") is None else (y, u)
+    def norm(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, return_sources=False, **more):
+        """Stands in for `group_norm_silu`, whose kernels add what reaches u and skip from elsewhere on the way back."""
+        names = ("skip", "shift", "scale_shift", "residual")
+        given = (x, weight, bias, *(more.get(name) for name in names))
+
+        def function(x, weight, bias, *rest):
+            options = dict(zip(names, rest, strict=True))
+            results = group_norm_silu_reference(
+                *(x, weight, bias, groups, eps), **options, silu=more.get("silu", True), return_sources=return_sources
+            )
+            return results if isinstance(results, tuple) else (results,)
+
+        results = _Opaque.apply(self, "norm", function, *given)
+        return results if len(results) > 1 else results[0]
+
+    def padded_sum(self, x: Tensor, *, shift: Tensor | None = None, residual: Tensor | None = None, padding: int = 0):
+        """Stands in for the operation of that name."""
+        if shift is None and residual is None and not padding:
+            return x
+
+        def function(x, shift, residual):
+            results = padded_sum_reference(x, shift=shift, residual=residual, padding=padding)
+            return results if padding else (results,)
+
+        results = _Opaque.apply(self, "padded_sum", function, x, shift, residual)
+        return results if padding else results[0]
 
 
 def _pixels_are_dense(tensor: Tensor) -> bool:
@@ -60,28 +82,30 @@ def _pixels_are_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous(memory_format=torch.channels_last) or tensor.transpose(1, 2).is_contiguous()
 
 
-class _OpaqueNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, mode: ImagePasses, numbers, x, weight, bias, *more):
-        ctx.set_materialize_grads(False)
-        groups, eps, silu = numbers
-        with mode.pause(), torch.enable_grad():
-            ctx.leaves = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias, *more)]
-            options = dict(zip(NAMES, ctx.leaves[3:], strict=True))
-            results = group_norm_silu_reference(*ctx.leaves[:3], groups, eps, silu=silu, **options)
-            ctx.results = results if isinstance(results, tuple) else (results,)
-            ctx.mode = mode
-            results = tuple(result.detach().clone() for result in ctx.results)
-        mode.note("norm", results)
-        return results if len(results) == 2 else (*results, None)
+class _Opaque(torch.autograd.Function):
+    """A function of tensors as an operation of its own, forwards and backwards; what it hands on it does not write."""
 
     @staticmethod
-    def backward(ctx, dy, du):
+    def forward(ctx, mode: ImagePasses, name: str, function, *given):
+        ctx.set_materialize_grads(False)
+        with mode.pause(), torch.enable_grad():
+            ctx.leaves = [None if t is None else t.detach().requires_grad_() for t in given]
+            ctx.results = function(*ctx.leaves)
+            handed_on = {id(leaf): t for leaf, t in zip(ctx.leaves, given, strict=True) if leaf is not None}
+            results = [
+                None if result is None else handed_on.get(id(result), result.detach().clone()) for result in ctx.results
+            ]
+        ctx.mode, ctx.name = mode, name
+        mode.note(name, results, given)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx, *grads):
         wanted = [leaf for leaf in ctx.leaves if leaf is not None]
         with ctx.mode.pause():
-            given = [(r, g) for r, g in zip(ctx.results, (dy, du), strict=False) if g is not None]
-            grads = torch.autograd.grad([r for r, _ in given], wanted, [g for _, g in given])
-            grads = [g.contiguous(memory_format=torch.channels_last) if g.dim() == 4 else g for g in grads]
-        ctx.mode.note("norm_backward", grads)
-        grads = iter(grads)
-        return (None, None, *(None if leaf is None else next(grads) for leaf in ctx.leaves))
+            given = [(r, g) for r, g in zip(ctx.results, grads, strict=True) if g is not None]
+            found = torch.autograd.grad([r for r, _ in given], wanted, [g for _, g in given], allow_unused=True)
+            found = [g if g is None or g.dim() != 4 else g.contiguous(memory_format=torch.channels_last) for g in found]
+        ctx.mode.note(ctx.name + "_backward", [g for g in found if g is not None], grads)
+        found = iter(found)
+        return (None, None, None, *(None if leaf is None else next(found) for leaf in ctx.leaves))

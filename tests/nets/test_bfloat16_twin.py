@@ -10,7 +10,7 @@ import torch
 
 from nets.image_passes import ImagePasses
 from nets.small_networks import CONFIGS, SMALL, gradients, inputs, random_weights
-from progdistill.nets import pending_sum
+from progdistill.nets import pending_sum, upsampling
 from progdistill.nets.bfloat16_twin import bfloat16_twin, compute_dtypes
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.unet import UNet
@@ -41,8 +41,10 @@ def test_dtypes():
         assert parameter.ndim == 1 or dtypes[name] == torch.bfloat16, name
     block, attention = "up_blocks.0.resnets.0.", "mid_block.attentions.0."
     wide = ["conv_out.bias", "conv_norm_out.weight", attention + "to_out.0.bias", attention + "group_norm.bias"]
-    wide += [block + name for name in ("norm1.weight", "norm2.bias", "conv1.bias", "conv2.bias", "conv_shortcut.bias")]
-    narrow = ["conv_in.bias", "time_embedding.linear_1.bias", attention + "to_q.bias", block + "time_emb_proj.bias"]
+    wide += ["conv_in.bias"] + [
+        block + name for name in ("norm1.weight", "norm2.bias", "conv1.bias", "conv2.bias", "conv_shortcut.bias")
+    ]
+    narrow = ["time_embedding.linear_1.bias", attention + "to_q.bias", block + "time_emb_proj.bias"]
     assert {dtypes[name] for name in wide} == {torch.float32}
     assert {dtypes[name] for name in narrow} == {torch.bfloat16}
 
@@ -132,44 +134,48 @@ RESIDUAL_BLOCKS = replace(
     resnet_time_scale_shift="scale_shift",
     attn_norm_num_groups=4,
 )
-# What writes images because it computes them: products, norms, resampling, and sums of gradients.
-FORWARD = {"convolution", "mm", "addmm", "addmm_", "norm", "_scaled_dot_product_flash_attention_for_cpu"}
-FORWARD |= {"upsample_nearest2d", "avg_pool2d"}
+# What writes images because it computes them: products, norms with the sums before them, resampling.
+FORWARD = {"convolution", "mm", "addmm", "addmm_", "norm", "padded_sum", "_scaled_dot_product_flash_attention_for_cpu"}
+FORWARD |= {"avg_pool2d"}
 BACKWARD = {
     "convolution_backward",
     "mm",
     "addmm_",
     "norm_backward",
+    "padded_sum_backward",
     "_scaled_dot_product_flash_attention_for_cpu_backward",
 }
-BACKWARD |= {"upsample_nearest2d_backward", "avg_pool2d_backward", "add"}
+BACKWARD |= {"upsample_nearest2d_backward", "avg_pool2d_backward"}
 
 
 @pytest.mark.parametrize(
-    ("config", "forward", "backward"),
+    ("config", "upsampled", "sums"),
     [
-        # The sums and biases before the downsampling and the upsampling convolution, and the former's padding.
-        (CONVOLUTIONS, {"add": 4, "constant_pad_nd": 1}, {"constant_pad_nd": 1}),
-        (RESIDUAL_BLOCKS, {}, {}),
+        (CONVOLUTIONS, 0, 2),
+        (RESIDUAL_BLOCKS, 1, 3),  # the shortcut's image
     ],
     ids=["convolutions", "residual_blocks"],
 )
-def test_images_are_not_copied(config, forward, backward, monkeypatch):
-    """No clone, no cast, no concatenation, no other order than channels_last, forwards and backwards.
+def test_images_are_not_copied(config, upsampled, sums, monkeypatch):
+    """No clone, no cast, no sum, no concatenation, no other order than channels_last, forwards and backwards.
 
+    But for one sum of gradients for each skip that the way down goes on with; where it is padded, that joins them.
     This sees the operations that autograd and the network ask for, on a CPU, not what a GPU's libraries do inside.
     """
     twin = bfloat16_twin(network(config))
     sample = torch.randn(12, 3, 16, 16).contiguous(memory_format=LAST)
     passes = ImagePasses(12 * 8 * 8 * 32)
     assert max(parameter.numel() for parameter in twin.parameters()) < passes.size
+    monkeypatch.setattr(upsampling, "LEAST_CHANNELS", 1)
     monkeypatch.setattr(pending_sum, "_has_kernel", lambda device, dtype: True)
     monkeypatch.setattr(pending_sum, "group_norm_silu", passes.norm)
+    monkeypatch.setattr(pending_sum, "padded_sum", passes.padded_sum)
     with passes:
         output = twin(sample, torch.arange(12))
-    assert {name: count for name, count in passes.written.items() if name not in FORWARD} == forward
+    expected = {"upsample_nearest2d": upsampled} if upsampled else {}
+    assert {name: count for name, count in passes.written.items() if name not in FORWARD} == expected
     passes.written.clear()
     with passes:
         output.backward(torch.randn_like(output))
-    assert {name: count for name, count in passes.written.items() if name not in BACKWARD} == backward
+    assert {name: count for name, count in passes.written.items() if name not in BACKWARD} == {"add": sums}
     assert not passes.elsewhere

@@ -126,11 +126,23 @@ class TestPendingSum:
         exact = x + shift[None, :, None, None] + residual
         if formed_first:
             torch.testing.assert_close(pending.formed(), exact)
-        y = pending.normalised(norm, skip=skip)
+        y, total, handed_on = pending.normalised_and_formed(norm, skip=skip)
         torch.testing.assert_close(y, torch.nn.functional.silu(norm(torch.cat((exact, skip), dim=1))))
-        torch.testing.assert_close(kept[0].formed(), exact)
-        assert pending.formed() is pending.formed()
+        torch.testing.assert_close(total, exact)
+        assert torch.equal(handed_on, skip)
+        assert kept[0].formed() is total and pending.formed() is total
         torch.testing.assert_close(pending.divided(4.0).formed(), exact / 4)
+
+    @pytest.mark.parametrize("waits", [False, True])
+    @pytest.mark.parametrize("formed_first", [False, True])
+    def test_padding(self, waits, formed_first):
+        x, shift, residual, _ = self.terms()
+        exact = x + shift[None, :, None, None] + residual
+        pending = PendingSum(x, shift, residual, waits=waits)
+        if formed_first:
+            pending.formed()
+        torch.testing.assert_close(pending.padded(), torch.nn.functional.pad(exact, (0, 1, 0, 1)))
+        torch.testing.assert_close(pending.formed(), exact)
 
     @pytest.mark.parametrize("waits", [False, True])
     def test_each_sample_may_have_its_own_shift(self, waits):

@@ -36,7 +36,10 @@ class Attention(nn.Module):
 
     def forward(self, x: PendingSum) -> PendingSum:
         """(B, C, H, W) -> (B, C, H, W) in ``x``'s memory format; channels_last costs no copy."""
-        h = x.formed() if self.group_norm is None else x.normalised(self.group_norm, silu=False)
+        if self.group_norm is None:
+            h = summed = x.formed()
+        else:
+            h, summed, _ = x.normalised_and_formed(self.group_norm, silu=False)
         height_width = h.shape[2:]
         # One copy for an NCHW tensor, instead of one in each product that reads it.
         tokens = h.flatten(2).transpose(1, 2).contiguous()
@@ -47,6 +50,6 @@ class Attention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         to_out = self.to_out[0]
         h = project(to_out, h, bias=not x.waits).transpose(1, 2).unflatten(2, height_width)
-        # x first: the sum takes the memory format of its first term.
-        total = PendingSum(x.formed(), to_out.bias if x.waits else None, h, waits=x.waits)
+        # The sum takes the memory format of its first term.
+        total = PendingSum(summed, to_out.bias if x.waits else None, h, waits=x.waits)
         return total.divided(self.output_scale_factor)

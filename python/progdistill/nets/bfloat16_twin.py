@@ -11,16 +11,17 @@ from progdistill.nets.attention import Attention
 from progdistill.nets.query_key_value import lay_side_by_side
 from progdistill.nets.unet import UNet
 
-# Biases that a norm adds in float32 (`PendingSum`), and that of the network's output.
-_ADDED_IN_FLOAT32 = ("conv1.bias", "conv2.bias", "conv_shortcut.bias", "to_out.0.bias", "conv_out.bias")
+# Biases that wait for the operation that follows (`PendingSum`), and that of the network's output.
+_ADDED_IN_FLOAT32 = ("conv_in.bias", "conv1.bias", "conv2.bias", "conv_shortcut.bias", "to_out.0.bias")
+_ADDED_IN_FLOAT32 += ("samplers.0.conv.bias", "conv_out.bias")
 
 
 def compute_dtypes(network: UNet) -> dict[str, torch.dtype]:
     """The dtype of each parameter, by name, in a twin of the network that computes in bfloat16.
 
     bfloat16 are all matrices, and the biases that convolutions and matrix products add themselves. float32 are the
-    norms' parameters, the biases that are left to a norm, and that of the output. The network computes correctly with
-    any other mixture too, at the price of a cast of a vector here and there.
+    norms' parameters, the biases that wait for another operation, and that of the output. The network computes
+    correctly with any other mixture too, at the price of a cast of a vector here and there.
     """
     norms = {name for name, module in network.named_modules() if isinstance(module, nn.GroupNorm)}
     dtypes = {}

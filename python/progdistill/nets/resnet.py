@@ -64,8 +64,7 @@ class ResnetBlock(nn.Module):
         waits = x.waits
         if skip is not None and not waits:
             x, skip = PendingSum(torch.cat((x.formed(), skip), dim=1), waits=False), None
-        h = x.normalised(self.norm1, skip=skip)
-        x = x.formed()
+        h, x, skip = x.normalised_and_formed(self.norm1, skip=skip)
         if self.resample == "up":
             x = upsample(x)  # h by the convolution
         elif self.resample == "down":
@@ -112,9 +111,9 @@ class ConvDownsample(nn.Module):
 
     def forward(self, x: PendingSum, time_act: Tensor) -> PendingSum:
         """(B, C, H, W) -> (B, C, H/2, W/2); the time is not used."""
-        h = x.formed()
-        h = convolve(self.conv, h if self.conv.padding[0] else F.pad(h, (0, 1, 0, 1)))
-        return PendingSum(h, waits=x.waits)
+        h = x.formed() if self.conv.padding[0] else x.padded()
+        h = convolve(self.conv, h, bias=not x.waits)
+        return PendingSum(h, self.conv.bias if x.waits else None, waits=x.waits)
 
 
 class ConvUpsample(nn.Module):
@@ -126,4 +125,5 @@ class ConvUpsample(nn.Module):
 
     def forward(self, x: PendingSum, time_act: Tensor) -> PendingSum:
         """(B, C, H, W) -> (B, C, 2H, 2W); the time is not used."""
-        return PendingSum(self.conv.of_upsampled(x.formed()), waits=x.waits)
+        h = self.conv.of_upsampled(x.formed(), bias=not x.waits)
+        return PendingSum(h, self.conv.bias if x.waits else None, waits=x.waits)

@@ -17,7 +17,7 @@ from progdistill.nets.embeddings import (
     TimestepEmbedding,
 )
 from progdistill.nets.layers import convolve
-from progdistill.nets.pending_sum import PendingSum, sums_wait
+from progdistill.nets.pending_sum import first_sum
 from progdistill.nets.resnet import ResnetBlock
 
 
@@ -112,8 +112,7 @@ class UNet(nn.Module):
         fixed = isinstance(timestep, FixedTime) and class_labels is None and guidance is None
         time_act = timestep if fixed else F.silu(self._embed(x, timestep, class_labels, guidance, step_count))
 
-        x = convolve(self.conv_in, x)
-        x = PendingSum(x, waits=sums_wait(x))
+        x = first_sum(self.conv_in, x)
         skips = [x]
         for block in self.down_blocks:
             x = block(x, time_act, skips)
