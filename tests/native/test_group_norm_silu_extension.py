@@ -51,6 +51,15 @@ def test_what_is_good_is_taken(forward, tile_bytes):
     call(good(), forward, tile_bytes=tile_bytes)
 
 
+@pytest.mark.parametrize("tile_bytes", [0, 2**14])
+@pytest.mark.parametrize("missing", [("residual",), ("residual", "sum"), ("du_bypass",), ("dskip_bypass",)])
+def test_what_may_be_left_out(missing, tile_bytes):
+    """The sum of x and the shift is written where it is asked for."""
+    t = good() | dict.fromkeys(missing)
+    call(t, forward="residual" in missing, tile_bytes=tile_bytes)
+    assert t["sum"] is None or torch.equal(t["sum"], torch.full_like(t["sum"], "residual" in missing))
+
+
 BAD_IMAGES = [
     ("has shape", ValueError, lambda value: value[:1]),
     ("has shape", ValueError, lambda value: value[:, :, :2].contiguous(memory_format=torch.channels_last)),

@@ -77,9 +77,9 @@ LAUNCHES = {
         *(("_channel_sums", 32, 3, 0), MERGE, ("_input_gradient", 32, 4, 2), SUMS, SUMS, SUMS),
     ],
     Case(256, 128, 16, 32, ("shift", "sources")): [("_whole", 64, 2, 2), ("_whole", 32, 5, 2), SUMS, SUMS],
-    Case(128, 64, 64, 32, ("sources",)): [
-        *(("_statistics", 32, 2, 0), MERGE, ("_normalise", 32, 2, 1)),
-        *(("_channel_sums", 32, 3, 0), MERGE, ("_input_gradient", 32, 5, 2), SUMS, SUMS),
+    Case(128, 64, 64, 32, ("shift", "sources")): [
+        *(("_statistics", 32, 2, 1), MERGE, ("_normalise", 32, 2, 1)),
+        *(("_channel_sums", 32, 3, 0), MERGE, ("_input_gradient", 32, 5, 2), SUMS, SUMS, SUMS),
     ],
 }
 IDS = ("seam in a program", "residual", "chunks", "sources", "sources in chunks")

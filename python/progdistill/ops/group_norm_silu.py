@@ -161,8 +161,9 @@ def _implementation(
     return_sources: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    values = (shift, weight, bias, scale_shift)
-    y, u, mean, rstd = _fake(x, skip, residual, *values, groups, eps, silu, return_sources, backend)
+    y, u, mean, rstd = _fake(
+        x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, return_sources, backend
+    )
     images = (channels_last(image) for image in (x, skip, residual))
     values = (row(shift), weight.contiguous(), bias.contiguous(), row(scale_shift))
     forward = choose("group_norm_silu", x.device.type, backend)
@@ -184,6 +185,7 @@ def _image(like: Tensor, channels: int) -> Tensor:
 
 
 def _hand_on(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, return_sources, backend):
+    """Of the arguments: x, unless u is a tensor of its own, and skip."""
     if not return_sources:
         return ()
     return None if _forms_sum(residual, shift, return_sources) else x, skip
