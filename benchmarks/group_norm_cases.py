@@ -34,7 +34,7 @@ LAYERS = (
     "128x256+256x8x8",
     "128x256+256x4x4",
 )
-QUICK_LAYERS = ("2x32+32x4x4",)
+QUICK_LAYERS = ("2x32+32x4x4", "2x64+0x4x4")
 # Images of x and skip, their gradients, y, its cotangent and float32 temporaries of the reference.
 MOST_STATES = 24
 

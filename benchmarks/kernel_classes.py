@@ -43,7 +43,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"aten::(copy_|_to_copy|contiguous|clone)$", LAYOUT),
     (
         r"distillation_|prediction_loss|ddim_step|linear_combination|diffuse|normal_kernel|draw_kernel|random_bits|"
-        r"\bmean_kernel",
+        r"padded_sum|\bmean_kernel",
         ELEMENTWISE,
     ),
     (r"gemm|gemv|conv(?!er)|wgrad|dgrad|fprop|xmma|cutlass|nvjet|cublas|splitK|winograd", ARITHMETIC),

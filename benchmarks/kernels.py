@@ -29,6 +29,7 @@ import draw_cases
 import group_norm_cases
 import kernel_cases
 import optimizer_cases
+import padded_sum_cases
 import sampling_cases
 from copy_rate import copy_rate
 from kernel_cases import GRADIENT, Case, Contender
@@ -248,7 +249,8 @@ def run(
 def cases_of(about: Subject, device: str) -> list[Case]:
     """The operations on images, those on a layer's, or those on a network's parameters."""
     if about.is_layer:
-        return group_norm_cases.cases(device)
+        has_skip = about.sizes[1][1] > 0
+        return [*group_norm_cases.cases(device), *([] if has_skip else padded_sum_cases.cases(device))]
     if about.is_network:
         return optimizer_cases.cases(device)
     return [*kernel_cases.cases(device), *sampling_cases.cases(device), *draw_cases.cases(device)]
@@ -269,8 +271,8 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
         "--shapes",
         nargs="+",
         metavar="BxCxHxW",
-        help="batches of images; with C+S channels for a norm that has a skip connection of S; networks for the "
-        f"optimizer's operations; default: {' '.join(SHAPES)}",
+        help="batches of images; with C+S channels for a norm that has a skip connection of S, and with C+0 also for "
+        f"padded sums; networks for the optimizer's operations; default: {' '.join(SHAPES)}",
     )
     parser.add_argument("--only", nargs="+", default=[], help="cases whose name contains one of these")
     parser.add_argument("--repetitions", type=positive, help="default: 20, with --quick 2")

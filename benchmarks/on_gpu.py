@@ -32,6 +32,7 @@ SUBSET = (*PYTEST, "--cases-per-test", "2", "{root}/tests/ops")
 KERNELS = ("{python}", "{root}/benchmarks/kernels.py", "--device", "cuda", "--output", "{results}", "--csv")
 SAMPLING = ("{python}", "{root}/benchmarks/sampling.py", "--device", "cuda", "--output", "{results}", "--csv")
 CONVOLUTIONS = ("{python}", "{root}/benchmarks/convolutions.py", "--device", "cuda", "--output", "{results}")
+UPSAMPLING = ("{python}", "{root}/benchmarks/upsampling.py", "--device", "cuda", "--output", "{results}")
 TRAIN_STEP = ("{python}", "{root}/benchmarks/train_step.py", "--device", "cuda", "--output", "{results}")
 PRECISION = ("{python}", "{root}/benchmarks/precision.py", "--device", "cuda", "--output", "{results}")
 
@@ -80,6 +81,10 @@ STAGES = (
     *(
         Stage(f"convolutions-{network}", (*CONVOLUTIONS, "--network", network, "--batch-size", str(batch)), 470)
         for network, batch in (("ddpm-cifar10-32", 128), ("cifar10", 128), ("imagenet64", 64))
+    ),
+    *(
+        Stage(f"upsampling-{network}-{batch}", (*UPSAMPLING, "--network", network, "--batch-size", str(batch)), 120)
+        for network, batch in (("ddpm-cifar10-32", 128), ("ddpm-cifar10-32", 1), ("cifar10", 128), ("imagenet64", 64))
     ),
     # Each memory format that torch.compile takes minutes for is a stage of its own; progdistill is in all. Losses are
     # compared over 200 updates where that fits.

@@ -11,6 +11,7 @@
 #include "bindings_group_norm_silu.h"
 #include "bindings_linear_combination.h"
 #include "bindings_optimizer.h"
+#include "bindings_padded_sum.h"
 #include "build_info.h"
 #include "loops/loops.h"
 #include "ops.h"
@@ -265,6 +266,7 @@ PYBIND11_MODULE(_C, module) {
   bind_linear_combination(module);
   bind_optimizer(module);
   bind_group_norm_silu(module);
+  bind_padded_sum(module);
 }
 
 }  // namespace progdistill

@@ -1,7 +1,7 @@
 #include "bindings_group_norm_silu.h"
 
-#include "arguments.h"
 #include "group_norm.h"
+#include "image_arguments.h"
 #include "run.h"
 
 namespace py = pybind11;
@@ -9,116 +9,32 @@ namespace py = pybind11;
 namespace progdistill {
 namespace {
 
-using cuda::ChannelValues;
 using cuda::GroupNormSize;
 
-/// Reads the tensors of one call and checks them against its x and skip. `maybe_...` give null for None.
-class NormArguments {
+/// The tensors of one call, checked against its x and skip.
+class NormArguments : public ImageArguments {
  public:
-  NormArguments(const Run& run, py::handle x, py::handle skip, int64_t groups, int tile_bytes) : run_(run) {
-    if (!run.on_cuda()) throw py::value_error("group_norm_silu has no kernel for CPU tensors");
-    const Tensor image = four_dimensional("x", x);
-    if (image.dtype() != DType::float32 && image.dtype() != DType::bfloat16) {
-      throw py::type_error("x is " + text(image.dtype()) + "; expected float32 or bfloat16");
-    }
-    height_ = image.size(2);
-    width_ = image.size(3);
-    const int64_t channels = image.size(1), others = skip.is_none() ? 0 : four_dimensional("skip", skip).size(1);
-    const int64_t all = channels + others;
-    if (channels < 1 || all > cuda::kMostChannels) {
+  NormArguments(const Run& run, py::handle x, py::handle skip, int64_t groups, int tile_bytes)
+      : ImageArguments(run, "group_norm_silu", "x", x) {
+    const int64_t others = skip.is_none() ? 0 : four_dimensional("skip", skip).size(1), all = channels() + others;
+    if (channels() < 1 || all > cuda::kMostChannels) {
       throw py::value_error(
-          "x has " + std::to_string(channels) + " channels, skip " + std::to_string(others) +
+          "x has " + std::to_string(channels()) + " channels, skip " + std::to_string(others) +
           "; the kernels take 1 to " + std::to_string(cuda::kMostChannels) + " in all (backend=\"reference\" takes any number)");
     }
     if (groups < 1 || all % groups != 0) {
       throw py::value_error(
           "groups is " + std::to_string(groups) + ", which does not divide the " + std::to_string(all) + " channels");
     }
-    const int64_t pixels = height_ * width_;
-    if (pixels < 1 || pixels * all > INT32_MAX) {
-      throw py::value_error(
-          "x has shape " + image.shape_text() + ", " + std::to_string(all) +
-          " channels with skip; the kernels take samples of 1 to 2^31 - 1 elements (backend=\"reference\" takes any)");
-    }
-    size_ = {image.size(0), static_cast<int>(pixels), static_cast<int>(channels), static_cast<int>(others),
-             static_cast<int>(groups), image.dtype(), tile_bytes};
+    check_size(all * height() * width(), std::to_string(all) + " channels with skip");
+    size_ = {samples(), static_cast<int>(height() * width()), static_cast<int>(channels()), static_cast<int>(others),
+             static_cast<int>(groups), dtype(), tile_bytes};
   }
 
   const GroupNormSize& size() const { return size_; }
 
-  /// (B, channels, H, W) in x's dtype, dense in channels_last order.
-  void* image(const char* name, py::handle object, int64_t channels) const {
-    const Tensor tensor = four_dimensional(name, object);
-    if (tensor.dtype() != size_.dtype) {
-      throw py::type_error(tensor.name() + " is " + text(tensor.dtype()) + ", x is " + text(size_.dtype));
-    }
-    const bool fits = tensor.size(0) == size_.samples && tensor.size(1) == channels && tensor.size(2) == height_ &&
-                      tensor.size(3) == width_;
-    if (!fits || !tensor.is_channels_last()) {
-      throw py::value_error(
-          tensor.name() + " has shape " + tensor.shape_text() + "; expected (" + std::to_string(size_.samples) + ", " +
-          std::to_string(channels) + ", " + std::to_string(height_) + ", " + std::to_string(width_) +
-          "), dense in channels_last order");
-    }
-    return tensor.data();
-  }
-  void* maybe_image(const char* name, py::handle object, int64_t channels) const {
-    return object.is_none() ? nullptr : image(name, object, channels);
-  }
-
-  /// Contiguous float32, at least so many numbers.
-  float* floats(const char* name, py::handle object, int64_t count) const {
-    const Tensor tensor = on_device(name, object);
-    if (tensor.dtype() != DType::float32) {
-      throw py::type_error(tensor.name() + " is " + text(tensor.dtype()) + "; expected float32");
-    }
-    if (tensor.count() < count || !tensor.is_contiguous()) {
-      throw py::value_error(
-          tensor.name() + " has shape " + tensor.shape_text() + "; expected " + std::to_string(count) +
-          " contiguous elements");
-    }
-    return static_cast<float*>(tensor.data());
-  }
-  float* maybe_floats(const char* name, py::handle object, int64_t count) const {
-    return object.is_none() ? nullptr : floats(name, object, count);
-  }
-
-  /// Contiguous (columns,), (1, columns) or (B, columns); float32, or as x.
-  ChannelValues values(const char* name, py::handle object, int64_t columns) const {
-    const Tensor tensor = on_device(name, object);
-    if (tensor.dtype() != DType::float32 && tensor.dtype() != size_.dtype) {
-      throw py::type_error(tensor.name() + " is " + text(tensor.dtype()) + "; expected float32, or as x");
-    }
-    const int64_t rows = tensor.ndim() == 2 ? tensor.size(0) : 1;
-    const bool fits = (tensor.ndim() == 1 || tensor.ndim() == 2) && tensor.size(tensor.ndim() - 1) == columns;
-    if (!fits || (rows != 1 && rows != size_.samples) || !tensor.is_contiguous()) {
-      throw py::value_error(
-          tensor.name() + " has shape " + tensor.shape_text() + "; expected (1, " + std::to_string(columns) + ") or (" +
-          std::to_string(size_.samples) + ", " + std::to_string(columns) + "), contiguous");
-    }
-    return {tensor.data(), tensor.dtype() == DType::bfloat16, rows == 1 ? 0 : columns};
-  }
-  ChannelValues maybe_values(const char* name, py::handle object, int64_t columns) const {
-    return object.is_none() ? ChannelValues{} : values(name, object, columns);
-  }
-
  private:
-  Tensor on_device(const char* name, py::handle object) const {
-    Tensor tensor(name, object);
-    check_device(tensor, run_.device());
-    return tensor;
-  }
-  Tensor four_dimensional(const char* name, py::handle object) const {
-    Tensor tensor = on_device(name, object);
-    if (tensor.ndim() != 4) {
-      throw py::value_error(tensor.name() + " has shape " + tensor.shape_text() + "; expected (B, C, H, W)");
-    }
-    return tensor;
-  }
-
-  const Run& run_;
   GroupNormSize size_{};
-  int64_t height_, width_;
 };
 
 int64_t workspace_size(const GroupNormSize& size, bool backward) {

@@ -10,11 +10,8 @@ namespace {
 /// Calls body(Element{}, width constant) for the dtype, and for vectors where channels and pointers allow.
 template <class Body>
 int for_element_and_width(const GroupNormSize& size, bool aligned, Body&& body) {
-  using Wide = std::integral_constant<int, kWidth>;
-  using Narrow = std::integral_constant<int, 1>;
   const bool vectors = aligned && size.channels % kWidth == 0 && size.skip_channels % kWidth == 0;
-  if (size.dtype == DType::bfloat16) return vectors ? body(uint16_t{}, Wide{}) : body(uint16_t{}, Narrow{});
-  return vectors ? body(float{}, Wide{}) : body(float{}, Narrow{});
+  return for_element_and_width(size.dtype, vectors, body);
 }
 
 bool is_valid(const GroupNormSize& size) {

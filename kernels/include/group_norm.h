@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "channel_values.h"
 #include "host_device.h"
 #include "images.h"
 #include "queue.h"
@@ -23,13 +24,6 @@ struct GroupNormSize {
   int tile_bytes;  // of shared memory for whole groups, to read each image once where they fit; 0: twice
 
   PD_HOST_DEVICE int all_channels() const { return channels + skip_channels; }
-};
-
-/// Numbers of the channels, float32 or bfloat16: one row for all samples, or one for each.
-struct ChannelValues {
-  const void* data;
-  bool is_bfloat16;
-  int64_t stride;  // from one sample's row to the next; 0: the same
 };
 
 /// u = x + residual + shift, y = silu((1 + scale) norm(cat(u, skip)) + shift_after). u is written to `sum`, if that is

@@ -12,6 +12,7 @@ import group_norm_cases
 import kernel_cases
 import kernels
 import optimizer_cases
+import padded_sum_cases
 import sampling_cases
 from kernel_cases import FORWARD, GRADIENT, Case, Contender, as_it_is, cases
 from kernel_table import best, case_lines, closing_lines
@@ -48,7 +49,7 @@ def test_quick_on_the_cpu(tmp_path, capsys):
             )
     rows = list(csv.DictReader((tmp_path / "k.csv").open()))
     assert len(rows) == sum(len(case["records"]) for case in found["cases"])
-    assert {row["shape"] for row in rows} <= {"4x3x8x8", "digits8", "2x32+32x4x4"}
+    assert {row["shape"] for row in rows} <= {"4x3x8x8", "digits8", "2x32+32x4x4", "2x64+0x4x4"}
     printed = capsys.readouterr().out
     assert "4x3x8x8  distillation_loss, clip: forward + gradient, must move" in printed
     assert "progdistill is slower than PyTorch in" in printed
@@ -56,7 +57,7 @@ def test_quick_on_the_cpu(tmp_path, capsys):
 
 def test_every_operation_has_a_case():
     operations = {name.removesuffix("_and_grad") for name in ops.__all__}
-    modules = (kernel_cases, optimizer_cases, group_norm_cases, sampling_cases, draw_cases)
+    modules = (kernel_cases, optimizer_cases, group_norm_cases, padded_sum_cases, sampling_cases, draw_cases)
     missing = operations - {case.operation for module in modules for case in module.cases("cpu")}
     assert not missing, f"write cases for {missing} in benchmarks/*_cases.py"
 
@@ -95,6 +96,18 @@ def test_a_norm_reads_each_image_once_each_way():
     assert moved[GRADIENT] == moved[FORWARD] + y + 2 * 3 * x + values
     with pytest.raises(ValueError, match="48 channels cannot be cut into 32 groups"):
         subject("2x32+16x4x4")
+
+
+def test_a_padded_sum_reads_two_images_and_writes_two():
+    layer = subject("2x64+0x4x4")
+    x, padded, shift = 2 * 2 * 64 * 16, 2 * 2 * 64 * 25, 2 * 64
+    moved = {case.name: measure(case, layer, SETTINGS, 0, 1.0) for case in padded_sum_cases.cases("cpu")}
+    assert {name: found["must_move_bytes"] for name, found in moved.items()} == {
+        "padded_sum, sum: forward": 3 * x + shift,
+        "padded_sum, padding: forward": 3 * x + padded + shift,
+        "padded_sum, padding: forward + gradient": 3 * x + padded + shift + 2 * x + padded + shift,
+    }
+    assert not any(found["notes"] for found in moved.values())
 
 
 def test_a_norm_that_is_read_twice(monkeypatch):

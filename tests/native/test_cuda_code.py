@@ -144,6 +144,24 @@ def test_tiles_of_a_norm_are_copied_by_16_bytes(kernels, mark, element):
         assert kernel.spilled == 0
 
 
+# Kernels of padded sums -> 16-byte loads that a thread has under way before it waits for one, and its stores.
+PADDED_SUMS = {"padded_sum_kernelI{}Li8E": (8, 8), "padded_sum_gradient_kernelI{}Li8E": (8, 4)}
+
+
+@pytest.mark.parametrize("element", ["t", "f"])
+@pytest.mark.parametrize("mark", PADDED_SUMS)
+def test_padded_sums_move_by_16_bytes(kernels, mark, element):
+    loads, stores = PADDED_SUMS[mark]
+    for kernel in select(kernels, mark.format(element)):
+        assert len(re.findall(r"\bLDG\.E\S*\.128", kernel.code.split("STG", 1)[0])) >= loads
+        assert kernel.count(r"\bSTG\.E") == kernel.count(r"\bSTG\.E\S*\.128") == stores
+        assert not kernel.count(r"\b(LD|ST)\.E"), "accesses that do not know that they go to the device's memory"
+        assert kernel.registers <= 80, "three blocks shall fit on a multiprocessor"
+        assert kernel.spilled == 0
+    for kernel in select(kernels, mark.format(element).replace("Li8E", "Li1E")):
+        assert kernel.count(r"\bSTG\.E") and not kernel.count(r"\bSTG\S*\.128|\bLDG\S*\.128")
+
+
 @pytest.mark.parametrize("mark", ["normal_kernelILb1E", "diffuse_seeded_kernelIfLb1E"])
 def test_drawn_noise_is_stored_by_16_bytes(kernels, mark):
     for kernel in select(kernels, mark):

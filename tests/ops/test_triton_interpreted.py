@@ -18,7 +18,7 @@ RUNS = [
     ("test_backends_agree.py", "test_same_bits.py"),
     (
         *("test_group_norm_silu.py", "test_group_norm_silu_calls.py", "test_group_norm_silu_sources.py"),
-        *("test_linear_combination.py", "test_draws.py"),
+        *("test_padded_sum.py", "test_padded_sum_calls.py", "test_linear_combination.py", "test_draws.py"),
     ),
     (
         *("test_adamw_ema.py", "test_every_backend.py", "test_against_paper.py", "test_loss_types.py"),

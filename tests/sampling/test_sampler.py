@@ -14,6 +14,7 @@ import torch
 from analytic import MixtureDenoiser
 from progdistill import Sampler
 from progdistill.core import Denoiser
+from progdistill.nets import upsampling
 from progdistill.sampling import generate, sample
 from progdistill.sampling import sampler as sampler_module
 from progdistill.sampling.sampler import default_dtype
@@ -107,8 +108,10 @@ def test_labels_of_padded_batches(graphs_on_cpu):
         torch.testing.assert_close(sampler.generate(torch.arange(3), given), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("least_channels", [1, 10**6], ids=["kernels_kept", "none_kept"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_changed_weights(graphs_on_cpu, dtype):
+def test_changed_weights(graphs_on_cpu, dtype, least_channels, monkeypatch):
+    monkeypatch.setattr(upsampling, "LEAST_CHANNELS", least_channels)
     model = student()
     sampler = Sampler(model, 2, dtype=dtype)
     before = sampler.generate(torch.arange(4))

@@ -10,7 +10,9 @@ from torch import nn
 
 import tiny
 from progdistill.core import Denoiser
+from progdistill.nets.presets import preset
 from progdistill.nets.unet import UNet
+from progdistill.nets.upsampling import UpsamplingConv2d, transposed_kernel
 from progdistill.training import DistillConfig, TrainConfig, distill, train
 from progdistill.training.compute_network import ComputeNetwork, computing_teacher
 from progdistill.training.precision import BFLOAT16_STUDENT_STEPS, convolution_settings, round_precision
@@ -99,6 +101,14 @@ def test_a_teacher_that_computes_is_another_network_and_a_constant():
     exact = teacher.raw(z, phi)
     assert 0 < (constant.raw(z, phi).float() - exact).abs().max() < 0.03 * exact.abs().max()
     assert computing_teacher(teacher, torch.float32).network is teacher.network
+
+
+def test_only_a_copy_of_a_teacher_keeps_kernels():
+    """A teacher's own weights may change after its round."""
+    teacher = Denoiser(UNet(preset("digits8")), sample_shape=(1, 8, 8))
+    (conv,) = (m for m in computing_teacher(teacher, torch.bfloat16).network.modules() if type(m) is UpsamplingConv2d)
+    assert torch.equal(conv._kernel, transposed_kernel(conv.weight))
+    assert all(m._kernel is None for m in teacher.network.modules() if type(m) is UpsamplingConv2d)
 
 
 @pytest.mark.parametrize("own_network", [False, True])

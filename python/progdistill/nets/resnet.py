@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,13 +13,9 @@ from progdistill.nets.config import UNetConfig
 from progdistill.nets.embeddings import FixedTime
 from progdistill.nets.layers import convolve, pointwise, project
 from progdistill.nets.pending_sum import PendingSum
+from progdistill.nets.upsampling import UpsamplingConv2d, upsample
 
 Resample = Literal["up", "down"]
-
-
-def upsample(x: Tensor) -> Tensor:
-    """Nearest neighbour: (B, C, H, W) -> (B, C, 2H, 2W)."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def downsample(x: Tensor) -> Tensor:
@@ -46,10 +43,13 @@ class ResnetBlock(nn.Module):
         super().__init__()
         self.scale_shift = config.resnet_time_scale_shift == "scale_shift"
         self.dropout = config.dropout
-        self.resample = {None: None, "up": upsample, "down": downsample}[resample]
+        self.resample = resample
         self.output_scale_factor = output_scale_factor
         self.norm1 = nn.GroupNorm(config.norm_num_groups, in_channels, config.norm_eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        if resample == "up":
+            self.conv1 = UpsamplingConv2d(in_channels, out_channels)
+        else:
+            self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(config.time_embed_dim, out_channels * (2 if self.scale_shift else 1))
         self.norm2 = nn.GroupNorm(config.norm_num_groups, out_channels, config.norm_eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
@@ -66,8 +66,10 @@ class ResnetBlock(nn.Module):
             x, skip = PendingSum(torch.cat((x.formed(), skip), dim=1), waits=False), None
         h = x.normalised(self.norm1, skip=skip)
         x = x.formed()
-        if self.resample is not None:
-            x, h = self.resample(x), self.resample(h)
+        if self.resample == "up":
+            x = upsample(x)  # h by the convolution
+        elif self.resample == "down":
+            x, h = downsample(x), downsample(h)
         time = time_act[self] if isinstance(time_act, FixedTime) else self.time_terms(time_act)
         h = self._timed(h, time, waits)
         if self.dropout:
@@ -82,10 +84,11 @@ class ResnetBlock(nn.Module):
 
     def _timed(self, h: Tensor, time: Tensor, waits: bool) -> Tensor:
         """The first convolution and the second norm, to which the time belongs."""
+        convolution = self.conv1.of_upsampled if self.resample == "up" else partial(convolve, self.conv1)
         if not self.scale_shift:
-            h = convolve(self.conv1, h, bias=False)
+            h = convolution(h, bias=False)
             return PendingSum(h, time, waits=waits).normalised(self.norm2)
-        h = convolve(self.conv1, h, bias=not waits)
+        h = convolution(h, bias=not waits)
         return PendingSum(h, self.conv1.bias if waits else None, waits=waits).normalised(self.norm2, scale_shift=time)
 
     def _added(self, h: Tensor, x: Tensor, skip: Tensor | None, waits: bool) -> PendingSum:
@@ -119,8 +122,8 @@ class ConvUpsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = UpsamplingConv2d(channels, channels)
 
     def forward(self, x: PendingSum, time_act: Tensor) -> PendingSum:
         """(B, C, H, W) -> (B, C, 2H, 2W); the time is not used."""
-        return PendingSum(convolve(self.conv, upsample(x.formed())), waits=x.waits)
+        return PendingSum(self.conv.of_upsampled(x.formed()), waits=x.waits)

@@ -11,6 +11,7 @@ from progdistill.ops.gradient_norm import gradient_norm
 from progdistill.ops.group_norm_silu import group_norm_silu
 from progdistill.ops.linear_combination import linear_combination
 from progdistill.ops.normal import normal
+from progdistill.ops.padded_sum import padded_sum
 from progdistill.ops.prediction_loss import prediction_loss, prediction_loss_and_grad
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "integers",
     "linear_combination",
     "normal",
+    "padded_sum",
     "prediction_loss",
     "prediction_loss_and_grad",
     "random_bits",

@@ -31,24 +31,20 @@ TILE_BYTES = 99 * 1024
 def forward_native(y, sum, mean, rstd, x, skip, *values) -> None:
     workspace = _workspace(x, skip, mean, False)
     tensors = (y, sum, mean, rstd, x, skip, *values[:-3])
-    native._C.group_norm_silu(*map(_view, tensors), *values[-3:], TILE_BYTES, workspace, native.run(x))
+    native._C.group_norm_silu(*map(native.view, tensors), *values[-3:], TILE_BYTES, workspace, native.run(x))
 
 
 def backward_native(*arguments) -> None:
     *tensors, groups, silu = arguments
     u, skip, mean = tensors[9], tensors[10], tensors[15]
     workspace = _workspace(u, skip, mean, True)
-    native._C.group_norm_silu_backward(*map(_view, tensors), groups, silu, TILE_BYTES, workspace, native.run(u))
+    native._C.group_norm_silu_backward(*map(native.view, tensors), groups, silu, TILE_BYTES, workspace, native.run(u))
 
 
 def _workspace(x: Tensor, skip: Tensor | None, mean: Tensor, backward: bool):
     run, groups = native.run(x), mean.shape[1]
-    count = native._C.group_norm_workspace(_view(x), _view(skip), groups, backward, TILE_BYTES, run)
-    return _view(mean.new_empty(count))
-
-
-def _view(tensor: Tensor | None):
-    return None if tensor is None else native.view(tensor)
+    count = native._C.group_norm_workspace(native.view(x), native.view(skip), groups, backward, TILE_BYTES, run)
+    return native.view(mean.new_empty(count))
 
 
 def forward_triton(*arguments) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +9,7 @@ from torch import Tensor
 from progdistill.ops import group_norm_kernels as kernels
 from progdistill.ops.backends import choose, declare
 from progdistill.ops.group_norm_checks import check_norm
+from progdistill.ops.images import channels_last, is_left_to_reference, row
 from progdistill.ops.layout import dense, memory_format
 from progdistill.ops.registration import register
 
@@ -69,13 +68,13 @@ def group_norm_silu(
         TypeError, ValueError: wrong dtype, shape, device, eps or number of groups, with what is allowed.
     """
     check_norm(x, weight, bias, groups, eps, skip, shift, scale_shift, residual)
-    if _is_left_to_reference(x.device.type, x.dtype, backend):
+    if is_left_to_reference("group_norm_silu", x.device.type, x.dtype, backend):
         given = {"skip": skip, "shift": shift, "scale_shift": scale_shift, "residual": residual}
         options = {"silu": silu, "return_sources": return_sources}
         return group_norm_silu_reference(x, weight, bias, groups, eps, **given, **options)
     format = memory_format(x)
     y, u, _, _, *handed_on = _group_norm_silu(
-        *(_channels_last(image) for image in (x, skip, residual)),
+        *(channels_last(image) for image in (x, skip, residual)),
         *(shift, weight, bias, scale_shift, int(groups), float(eps), silu, return_sources, backend),
     )
     y = dense(y, format)
@@ -135,25 +134,6 @@ def _forms_sum(residual: Tensor | None, shift: Tensor | None, return_sources: bo
     return residual is not None or (return_sources and shift is not None)
 
 
-def _is_left_to_reference(device: str, dtype: torch.dtype, backend: str | None) -> bool:
-    if choose("group_norm_silu", device, backend) is group_norm_silu_reference:
-        return True
-    if dtype != torch.float64:
-        return False
-    forced = backend or os.environ.get("PROGDISTILL_BACKEND")
-    if forced:
-        raise TypeError(f'x is torch.float64; backend {forced!r} takes float32 and bfloat16: use backend="reference"')
-    return True
-
-
-# What torch.compiler.assume_constant_result sets, but without importing the compiler: it cannot trace the extension.
-_is_left_to_reference._dynamo_marked_constant = True
-
-
-def _channels_last(image: Tensor | None) -> Tensor | None:
-    return None if image is None else dense(image, torch.channels_last)
-
-
 def _as_given(handed_on: Tensor | None, given: Tensor | None) -> Tensor | None:
     """An image that was handed on; what was given if that had to be copied into another order."""
     copied = given is not None and not given.is_contiguous(memory_format=torch.channels_last)
@@ -184,17 +164,12 @@ def _implementation(
     y, u, mean, rstd = _fake(
         x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, return_sources, backend
     )
-    images = (_channels_last(image) for image in (x, skip, residual))
-    values = (_row(shift), weight.contiguous(), bias.contiguous(), _row(scale_shift))
+    images = (channels_last(image) for image in (x, skip, residual))
+    values = (row(shift), weight.contiguous(), bias.contiguous(), row(scale_shift))
     forward = choose("group_norm_silu", x.device.type, backend)
     sum = u if _forms_sum(residual, shift, return_sources) else None
     forward(y, sum, mean, rstd, *images, *values, groups, eps, silu)
     return y, u, mean, rstd
-
-
-def _row(values: Tensor | None) -> Tensor | None:
-    """Values of all samples alike as (1, ...)."""
-    return None if values is None else values.reshape(-1, values.shape[-1]).contiguous()
 
 
 def _fake(x, skip, residual, shift, weight, bias, scale_shift, groups, eps, silu, return_sources, backend):
@@ -309,8 +284,8 @@ def _backward_implementation(
     _BACKWARD[choose("group_norm_silu", u.device.type, backend)](
         *(du, None if skip is None else dskip, dweight, dbias, dshift if wants_dshift else None),
         None if scale_shift is None else dscale_shift,
-        *(_channels_last(image) for image in (dy, du_bypass, dskip_bypass, u, skip)),
-        *(_row(shift), weight.contiguous(), bias.contiguous(), _row(scale_shift), mean, rstd, groups, silu),
+        *(channels_last(image) for image in (dy, du_bypass, dskip_bypass, u, skip)),
+        *(row(shift), weight.contiguous(), bias.contiguous(), row(scale_shift), mean, rstd, groups, silu),
     )
     return results
 

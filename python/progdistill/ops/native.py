@@ -28,9 +28,9 @@ if _C is not None and _exchange_api is not None:
     _C.set_dlpack_exchange_api(_exchange_api)
 
 
-def view(tensor: Tensor):
-    """What the extension takes for a tensor: the tensor itself, or a description of it."""
-    if _exchange_api is not None:
+def view(tensor: Tensor | None):
+    """What the extension takes for a tensor: the tensor itself, or a description of it; None for None."""
+    if _exchange_api is not None or tensor is None:
         return tensor
     # The tensor itself comes last, so that a temporary one lives as long as its description.
     return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), _DTYPE_CODES[tensor.dtype], tensor)

@@ -12,6 +12,7 @@ from progdistill.core.random import Stream
 from progdistill.nets.bfloat16_twin import bfloat16_twin
 from progdistill.nets.embeddings import FixedTime
 from progdistill.nets.unet import UNet
+from progdistill.nets.upsampling import keep_kernels
 from progdistill.ops import ddim_step, ddim_step_and_input, normal
 from progdistill.sampling.ddim import scaled
 from progdistill.sampling.images import FORMS
@@ -26,8 +27,9 @@ class FixedSteps:
         dtype: what the network computes in. The state and the steps are float32.
         clip: None, or the bound of |x| at each step.
 
-    A network in another dtype is a copy, in channels_last order where it has images on a GPU. States then lie as its
-    inputs do, and a step writes the next bfloat16 input beside the next state: only the first is made by a cast.
+    A network in another dtype is a copy, in channels_last order where it has images on a GPU, which keeps what it makes
+    of its weights. States then lie as its inputs do, and a step writes the next bfloat16 input beside the next state:
+    only the first is made by a cast.
     """
 
     def __init__(self, model: Denoiser, steps: int, dtype: torch.dtype, clip: float | None = None) -> None:
@@ -53,6 +55,7 @@ class FixedSteps:
         if self.network is not self._source:
             for mine, theirs in zip(_tensors(self.network), _tensors(self._source), strict=True):
                 mine.copy_(theirs)
+            keep_kernels(self.network)
         for mine, theirs in zip(self._fixed, self._fixed_times(), strict=True):
             mine.copy_(theirs)
 
@@ -126,6 +129,7 @@ def _twin(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Mo
     else:
         twin = copy.deepcopy(network).to(dtype)
         twin = twin.to(memory_format=torch.channels_last) if on_gpu else twin
+    keep_kernels(twin)
     return twin.eval().requires_grad_(False)
 
 

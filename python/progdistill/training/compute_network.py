@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from progdistill.core import Denoiser
 from progdistill.nets.bfloat16_twin import compute_dtypes, lay_attentions_out
 from progdistill.nets.unet import UNet
+from progdistill.nets.upsampling import keep_kernels
 
 
 class ComputeNetwork:
@@ -82,6 +83,8 @@ def computing_teacher(teacher: Denoiser, dtype: torch.dtype, *, compiled: bool =
     if isinstance(network, UNet) and (dtype == torch.bfloat16 or teacher.device.type == "cuda"):
         network = copy.deepcopy(network)
     compute = ComputeNetwork(network, dtype, teacher.device, compiled=compiled)
+    if network is not teacher.network:
+        keep_kernels(compute.module)
     return teacher.with_network(compute.module).eval().requires_grad_(False)
 
 

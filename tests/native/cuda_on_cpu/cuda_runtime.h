@@ -6,6 +6,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <tuple>
 #include <type_traits>
@@ -75,13 +77,21 @@ T exchanged(T value, unsigned from) {
   return value;
 }
 
+/// An address that a GPU would not take for 16 bytes, which this machine does, ends the process.
+template <class Vector>
+Vector* aligned(Vector* address) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(Vector) == 0) return address;
+  std::fprintf(stderr, "16 bytes are read or written at %p: misaligned address\n", static_cast<const void*>(address));
+  std::abort();
+}
+
 }  // namespace cuda_on_cpu
 
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 
-inline uint4 __ldcg(const uint4* from) { return *from; }
-inline void __stwb(uint4* to, uint4 value) { *to = value; }
+inline uint4 __ldcg(const uint4* from) { return *cuda_on_cpu::aligned(from); }
+inline void __stwb(uint4* to, uint4 value) { *cuda_on_cpu::aligned(to) = value; }
 
 inline void __syncthreads() { cuda_on_cpu::wait(cuda_on_cpu::Barrier::block); }
 
