@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nets.image_passes import ImagePasses
+from image_passes import PRODUCTS, ImagePasses, stand_ins
 from nets.small_networks import CONFIGS, SMALL, gradients, inputs, random_weights
 from progdistill.nets import pending_sum, upsampling
 from progdistill.nets.bfloat16_twin import bfloat16_twin, compute_dtypes
@@ -135,17 +135,8 @@ RESIDUAL_BLOCKS = replace(
     attn_norm_num_groups=4,
 )
 # What writes images because it computes them: products, norms with the sums before them, resampling.
-FORWARD = {"convolution", "mm", "addmm", "addmm_", "norm", "padded_sum", "_scaled_dot_product_flash_attention_for_cpu"}
-FORWARD |= {"avg_pool2d"}
-BACKWARD = {
-    "convolution_backward",
-    "mm",
-    "addmm_",
-    "norm_backward",
-    "padded_sum_backward",
-    "_scaled_dot_product_flash_attention_for_cpu_backward",
-}
-BACKWARD |= {"upsample_nearest2d_backward", "avg_pool2d_backward"}
+FORWARD = {*PRODUCTS, "norm", "padded_sum", "avg_pool2d"}
+BACKWARD = {*PRODUCTS, "norm_backward", "padded_sum_backward", "upsample_nearest2d_backward", "avg_pool2d_backward"}
 
 
 @pytest.mark.parametrize(
@@ -167,10 +158,7 @@ def test_images_are_not_copied(config, upsampled, sums, monkeypatch):
     passes = ImagePasses(12 * 8 * 8 * 32)
     assert max(parameter.numel() for parameter in twin.parameters()) < passes.size
     monkeypatch.setattr(upsampling, "LEAST_CHANNELS", 1)
-    monkeypatch.setattr(pending_sum, "_has_kernel", lambda device, dtype: True)
-    monkeypatch.setattr(pending_sum, "group_norm_silu", passes.norm)
-    monkeypatch.setattr(pending_sum, "padded_sum", passes.padded_sum)
-    with passes:
+    with stand_ins(passes), passes:
         output = twin(sample, torch.arange(12))
     expected = {"upsample_nearest2d": upsampled} if upsampled else {}
     assert {name: count for name, count in passes.written.items() if name not in FORWARD} == expected

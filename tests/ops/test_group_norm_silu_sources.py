@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from nets.image_passes import ImagePasses
+from image_passes import ImagePasses
 from ops.norms import Norm, check, literal, mixture_of, named_outputs, results, tensors_of
 from progdistill import ops
 
