@@ -100,21 +100,21 @@ def test_called_it_is_a_convolution(always):
 def test_a_kept_kernel(always, format, monkeypatch):
     conv, x = case(2, 5, 7, 4, 4, dtype=torch.float32, format=FORMATS[format])
     expected = conv.of_upsampled(x).detach()
-    conv.requires_grad_(False).keep_kernel()
+    conv.requires_grad_(False).keep()
     monkeypatch.setattr(upsampling, "LEAST_PIXELS", 10**9)  # it is there: then it is taken
     torch.testing.assert_close(conv.of_upsampled(x), expected, rtol=0, atol=0)
-    kept, place = copy.deepcopy(conv), conv._kernel.data_ptr()
+    kept, place = copy.deepcopy(conv), conv._kept.data_ptr()
     conv.weight.mul_(2)
     conv.bias.mul_(2)
-    conv.keep_kernel()
-    assert conv._kernel.data_ptr() == place and list(conv.state_dict()) == ["weight", "bias"]
+    conv.keep()
+    assert conv._kept.data_ptr() == place and list(conv.state_dict()) == ["weight", "bias"]
     torch.testing.assert_close(conv.of_upsampled(x), 2 * expected)
     torch.testing.assert_close(kept.of_upsampled(x), expected, rtol=0, atol=0)
 
 
 def test_what_is_trained_keeps_nothing(always):
     conv, x = case(2, 5, 7, 4, 4, dtype=torch.float64, format=LAST)
-    conv.keep_kernel()
+    conv.keep()
     with torch.no_grad():
         conv.weight.mul_(2)
     torch.testing.assert_close(conv.of_upsampled(x), literal(conv, x))

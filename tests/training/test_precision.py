@@ -10,7 +10,9 @@ from torch import nn
 
 import tiny
 from progdistill.core import Denoiser
+from progdistill.nets.constants import MadeOfWeights
 from progdistill.nets.presets import preset
+from progdistill.nets.resnet import ResnetBlock
 from progdistill.nets.unet import UNet
 from progdistill.nets.upsampling import UpsamplingConv2d, transposed_kernel
 from progdistill.training import DistillConfig, TrainConfig, distill, train
@@ -103,12 +105,18 @@ def test_a_teacher_that_computes_is_another_network_and_a_constant():
     assert computing_teacher(teacher, torch.float32).network is teacher.network
 
 
-def test_only_a_copy_of_a_teacher_keeps_kernels():
+def test_only_a_copy_of_a_teacher_keeps_what_it_makes_of_its_weights():
     """A teacher's own weights may change after its round."""
     teacher = Denoiser(UNet(preset("digits8")), sample_shape=(1, 8, 8))
-    (conv,) = (m for m in computing_teacher(teacher, torch.bfloat16).network.modules() if type(m) is UpsamplingConv2d)
-    assert torch.equal(conv._kernel, transposed_kernel(conv.weight))
-    assert all(m._kernel is None for m in teacher.network.modules() if type(m) is UpsamplingConv2d)
+    kept, own = (
+        [module for module in network.modules() if isinstance(module, MadeOfWeights)]
+        for network in (computing_teacher(teacher, torch.bfloat16).network, teacher.network)
+    )
+    (conv,) = (module for module in kept if isinstance(module, UpsamplingConv2d))
+    assert torch.equal(conv._kept, transposed_kernel(conv.weight))
+    shortcuts = [block for block in kept if isinstance(block, ResnetBlock) and block.conv_shortcut is not None]
+    assert shortcuts and not any(block._is_made_anew() for block in shortcuts)
+    assert all(module._is_made_anew() for module in own)
 
 
 @pytest.mark.parametrize("own_network", [False, True])

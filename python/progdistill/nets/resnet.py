@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from progdistill.nets.config import UNetConfig
+from progdistill.nets.constants import MadeOfWeights
 from progdistill.nets.embeddings import FixedTime
 from progdistill.nets.layers import convolve, pointwise, project
 from progdistill.nets.pending_sum import PendingSum
@@ -23,7 +24,7 @@ def downsample(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2)
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(MadeOfWeights, nn.Module):
     """norm, SiLU, 3x3 convolution, time, norm, SiLU, dropout, 3x3 convolution, plus a shortcut.
 
     The time enters as a shift before the second norm (``resnet_time_scale_shift="default"``, Ho et al. 2020)
@@ -95,10 +96,17 @@ class ResnetBlock(nn.Module):
         shift = self.conv2.bias if waits else None
         if self.conv_shortcut is not None and waits:
             x = pointwise(self.conv_shortcut.weight, *((x,) if skip is None else (x, skip)))
-            shift = shift + self.conv_shortcut.bias
+            shift = self._kept_or_made()
         elif self.conv_shortcut is not None:
             x = convolve(self.conv_shortcut, x)
         return PendingSum(x, shift, convolve(self.conv2, h, bias=not waits), waits=waits)
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        return () if self.conv_shortcut is None else (self.conv2.bias, self.conv_shortcut.bias)
+
+    def _made(self) -> Tensor:
+        """The bias of the last sum."""
+        return self.conv2.bias + self.conv_shortcut.bias
 
 
 class ConvDownsample(nn.Module):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from progdistill.nets.constants import MadeOfWeights
 from progdistill.nets.layers import convolve
 from progdistill.ops.layout import dense, memory_format
 
@@ -39,46 +40,27 @@ def transposed_convolution(x: Tensor, kernel: Tensor, bias: Tensor | None = None
     return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
 
 
-class UpsamplingConv2d(nn.Conv2d):
+class UpsamplingConv2d(MadeOfWeights, nn.Conv2d):
     """A 3x3 convolution that can have its image upsampled before: `of_upsampled`. Called, it is `nn.Conv2d`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
-        self._kernel: Tensor | None = None
 
     def of_upsampled(self, x: Tensor, *, bias: bool = True) -> Tensor:
         """What it makes of `upsample(x)`, with its bias or without: (B, C, H, W) -> (B, C', 2H, 2W)."""
-        kernel = None if self.weight.requires_grad else self._kernel
-        # A matter of speed; and an exported graph is to say what it does as others would.
-        if torch.compiler.is_exporting() or not (self._is_wide() and (kernel is not None or _are_many_pixels(x))):
+        if not self._is_transposed(x):
             return convolve(self, upsample(x), bias=bias)
-        if kernel is None:
-            kernel = transposed_kernel(self.weight)
+        kernel = self._kept_or_made()
         return transposed_convolution(x, kernel, self.bias.to(kernel.dtype) if bias else None)
 
-    @torch.no_grad()
-    def keep_kernel(self) -> None:
-        """Forms the transposed kernel of the weights as they are now, for all calls to come.
+    def _is_transposed(self, x: Tensor) -> bool:
+        """A matter of speed; and an exported graph is to say what it does as others would."""
+        if torch.compiler.is_exporting() or min(self.weight.shape[:2]) < LEAST_CHANNELS:
+            return False
+        return x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS or not self._is_made_anew()
 
-        For copies of a network that are constants: weights that require gradients have it formed in every call. Called
-        again it takes in new weights, in memory that stays where it is.
-        """
-        kernel = transposed_kernel(self.weight)
-        if self._kernel is None:
-            self._kernel = kernel
-        else:
-            self._kernel.copy_(kernel)
+    def _weights(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
 
-    def _is_wide(self) -> bool:
-        return min(self.weight.shape[:2]) >= LEAST_CHANNELS
-
-
-def _are_many_pixels(x: Tensor) -> bool:
-    return x.shape[0] * x.shape[2] * x.shape[3] >= LEAST_PIXELS
-
-
-def keep_kernels(network: nn.Module) -> None:
-    """`UpsamplingConv2d.keep_kernel` of all that are in a network."""
-    for module in network.modules():
-        if isinstance(module, UpsamplingConv2d):
-            module.keep_kernel()
+    def _made(self) -> Tensor:
+        return transposed_kernel(self.weight)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from progdistill.core import Condition, Denoiser
 from progdistill.core.random import Stream
 from progdistill.nets.bfloat16_twin import bfloat16_twin
+from progdistill.nets.constants import keep_constants
 from progdistill.nets.embeddings import FixedTime
 from progdistill.nets.unet import UNet
-from progdistill.nets.upsampling import keep_kernels
 from progdistill.ops import ddim_step, ddim_step_and_input, normal
 from progdistill.sampling.ddim import scaled
 from progdistill.sampling.images import FORMS
@@ -55,7 +55,7 @@ class FixedSteps:
         if self.network is not self._source:
             for mine, theirs in zip(_tensors(self.network), _tensors(self._source), strict=True):
                 mine.copy_(theirs)
-            keep_kernels(self.network)
+            keep_constants(self.network)
         for mine, theirs in zip(self._fixed, self._fixed_times(), strict=True):
             mine.copy_(theirs)
 
@@ -129,7 +129,7 @@ def _twin(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Mo
     else:
         twin = copy.deepcopy(network).to(dtype)
         twin = twin.to(memory_format=torch.channels_last) if on_gpu else twin
-    keep_kernels(twin)
+    keep_constants(twin)
     return twin.eval().requires_grad_(False)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from progdistill.core import Denoiser
 from progdistill.nets.bfloat16_twin import compute_dtypes, lay_attentions_out
+from progdistill.nets.constants import keep_constants
 from progdistill.nets.unet import UNet
-from progdistill.nets.upsampling import keep_kernels
 
 
 class ComputeNetwork:
@@ -84,7 +84,7 @@ def computing_teacher(teacher: Denoiser, dtype: torch.dtype, *, compiled: bool =
         network = copy.deepcopy(network)
     compute = ComputeNetwork(network, dtype, teacher.device, compiled=compiled)
     if network is not teacher.network:
-        keep_kernels(compute.module)
+        keep_constants(compute.module)
     return teacher.with_network(compute.module).eval().requires_grad_(False)
 
 
