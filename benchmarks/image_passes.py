@@ -38,15 +38,15 @@ SAMPLES = 7  # divides no number of channels or weights
 class ImagePasses(TorchDispatchMode):
     """Counts the operations that write images: tensors of at least `size` elements, and of whole samples.
 
-    `written`: how often, by name; views write nothing. `moved`: elements of images read and written, by name.
-    `elsewhere`: who wrote in another order than channels_last. `norm`, `padded_sum` and `attention` are to stand in for
-    those operations; what they do within is not seen.
+    `calls`: how many, by name; views write nothing. `written`: how many images. `moved`: elements of images, read and
+    written. `elsewhere`: images written in another order than channels_last. `norm`, `padded_sum` and `attention` are
+    to stand in for those operations; what they do within is not seen.
     """
 
     def __init__(self, size: int = 1, samples: int = 1) -> None:
         super().__init__()
         self.size, self.samples, self._paused = size, samples, False
-        self.written, self.moved, self.elsewhere = Counter(), Counter(), Counter()
+        self.calls, self.written, self.moved, self.elsewhere = Counter(), Counter(), Counter(), Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         results = function(*args, **(kwargs or {}))
@@ -64,10 +64,12 @@ class ImagePasses(TorchDispatchMode):
     def note(self, name: str, read: Iterable[Tensor], wrote: Iterable[Tensor]) -> None:
         """One operation."""
         read, wrote = filter(self._is_image, read), list(filter(self._is_image, wrote))
-        elsewhere = sum(tensor.dim() == 4 and not _pixels_are_dense(tensor) for tensor in wrote)
         moved = sum(tensor.numel() for tensor in (*read, *wrote))
-        for counts, count in ((self.moved, moved), (self.written, len(wrote)), (self.elsewhere, elsewhere)):
-            counts.update({name: count} if count else {})
+        elsewhere = sum(tensor.dim() == 4 and not _pixels_are_dense(tensor) for tensor in wrote)
+        numbers = (min(1, len(wrote)), len(wrote), moved, elsewhere)
+        for counts, number in zip((self.calls, self.written, self.moved, self.elsewhere), numbers, strict=True):
+            if number:
+                counts[name] += number
 
     def _is_image(self, tensor: Tensor) -> bool:
         return tensor.numel() >= self.size and tensor.numel() % self.samples == 0

@@ -7,9 +7,12 @@ import copy
 import pytest
 import torch
 
+from image_passes import ImagePasses, stand_ins
 from nets.small_networks import CONFIGS, gradients, inputs, random_weights
 from progdistill.nets import pending_sum, upsampling
+from progdistill.nets.bfloat16_twin import bfloat16_twin
 from progdistill.nets.constants import MadeOfWeights, keep_constants
+from progdistill.nets.presets import preset
 from progdistill.nets.unet import UNet
 
 
@@ -54,6 +57,21 @@ def test_outputs_are_those_of_the_weights_that_were_kept(name):
     assert (after - before).abs().max() > 0.01 and (stale - after).abs().max() > 0.01, "or nothing is kept"
     keep_constants(net)
     assert torch.equal(net(*given), after) and kept(net) == places
+
+
+def test_a_samplers_call_launches_little():
+    """Each operation that writes anything is a launch on a GPU, but for what its libraries do inside."""
+    with torch.device("meta"), torch.no_grad():
+        twin = bfloat16_twin(UNet(preset("ddpm-cifar10-32"))).eval().requires_grad_(False)
+        keep_constants(twin)
+        fixed, passes = twin.fixed_time(7.0), ImagePasses()
+        sample = torch.empty(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        with stand_ins(passes), passes:
+            twin(sample, fixed)
+    expected = {"convolution": 52, "norm": 51, "padded_sum": 6, "attention": 6}
+    expected |= {"mm": 19, "addmm_": 12, "addmm": 6}  # of shortcuts and attentions
+    expected |= {"_to_copy": 1, "add": 1}  # of the input, and the output's bias in float32
+    assert passes.calls == expected and sum(expected.values()) == 154
 
 
 def test_what_is_trained_has_it_made_in_every_call():
