@@ -166,6 +166,20 @@ def test_a_conversion_alone_is_distilled_later_without_naming_the_data(tmp_path)
     assert [r["round"] for r in lines(tmp_path / "second")] == [0, 0, 0]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_on_a_gpu_it_is_the_same(tmp_path):
+    """In float32; there the teacher computes in channels_last order, and updates are graphs."""
+    own, losses = unet_teacher(), {}
+    before = {name: value.clone() for name, value in own.network.state_dict().items()}
+    for device, mode in (("cpu", False), ("cuda", "require")):
+        options = {**QUICK, "device": device, "cuda_graph": mode, "mixed_precision": "no", "logging_steps": 1}
+        convert(own, data=tiny.IMAGES, output_dir=str(tmp_path / device), updates=6, **options)
+        losses[device] = [line["loss"] for line in lines(tmp_path / device) if "loss" in line]
+        assert all(torch.equal(value.cpu(), before[name]) for name, value in own.network.state_dict().items())
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3) and len(losses["cpu"]) >= 6
+
+
 def test_a_folder_of_diffusers(tmp_path):
     """An epsilon teacher as google/ddpm-cifar10-32 is stored: converted, two short rounds, saved, loaded, sampled."""
     diffusers = pytest.importorskip("diffusers")

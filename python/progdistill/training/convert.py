@@ -7,11 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from progdistill.core import Denoiser
 from progdistill.core.processes import join_processes, on_main_process
 from progdistill.evaluation import compare_conversion
 from progdistill.training.batches import BatchSource
 from progdistill.training.comparison_grid import save_comparison_grid
+from progdistill.training.compute_network import computing_teacher
 from progdistill.training.config import ConvertConfig, DistillConfig
 from progdistill.training.conversion_objective import ConversionObjective, HeldTeacher
 from progdistill.training.converted_student import converted_student
@@ -125,10 +128,12 @@ class Conversion:
             save_comparison_grid(run, comparison, f"converted-update-{update:07d}", 0, update)
             return comparison.record()
 
+        # In float32 whatever the student computes in: it is what all that follows is measured by.
+        constant = computing_teacher(self.teacher, torch.float32, compiled=config.compile)
         round_ = Round(
             index=0,
             student=student,
-            objective=ConversionObjective(self.teacher, config),
+            objective=ConversionObjective(constant, config),
             updates=self.updates,
             label=label,
             dropout=False,
