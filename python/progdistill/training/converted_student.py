@@ -80,7 +80,8 @@ def _with_ends(begun: Beginning, channels: int) -> UNet:
     with torch.device("meta"):
         converted = UNet(dataclasses.replace(network.config, out_channels=channels))
     converted.load_state_dict(state, assign=True)
-    return converted.train(network.training)
+    # What is no weight is still on the CPU.
+    return converted.to(state["conv_out.bias"].device).train(network.training)
 
 
 def _ends(schedule: Schedule) -> AngleRange:
