@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nets.small_networks import SMALL
 from progdistill.nets.attention import Attention
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.embeddings import SinusoidalEmbedding
@@ -243,3 +244,12 @@ def test_compiles_without_graph_breaks(config):
 def test_errors_name_value_and_remedy(config, arguments, message):
     with pytest.raises(ValueError, match=message):
         UNet(config)(*arguments)
+
+
+def test_of_weights_are_also_the_constants_where_the_weights_are():
+    net = UNet(SMALL)
+    again = UNet.of_weights(net.config, net.state_dict())
+    assert all(again.state_dict()[name].data_ptr() == value.data_ptr() for name, value in net.state_dict().items())
+    torch.testing.assert_close(again.time_proj.frequencies, net.time_proj.frequencies)
+    elsewhere = UNet.of_weights(net.config, net.to("meta").state_dict())  # another device that every machine has
+    assert elsewhere.time_proj.frequencies.is_meta

@@ -111,8 +111,7 @@ def _rows(times: Tensor, count: int) -> Tensor:
 
 
 def _rebuilt(network: UNet, replaced: dict[str, Tensor], **changes: Any) -> UNet:
+    config, state = dataclasses.replace(network.config, **changes), {**network.state_dict(), **replaced}
     with torch.device("meta"):
-        new = UNet(dataclasses.replace(network.config, **changes))
-    state = {**network.state_dict(), **replaced}
-    new.load_state_dict({name: state[name] for name in new.state_dict()}, assign=True)
-    return new.train(network.training)
+        names = list(UNet(config).state_dict())
+    return UNet.of_weights(config, {name: state[name] for name in names}).train(network.training)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from progdistill.nets.config import UNetConfig
 from progdistill.nets.unet import UNet
 
@@ -24,7 +22,4 @@ def unet_of_diffusers(network: Any) -> UNet:
     """
     config = UNetConfig.from_dict(dict(network.config))
     state = {name: tensor.detach().float().clone() for name, tensor in network.state_dict().items()}
-    with torch.device("meta"):
-        ours = UNet(config)
-    ours.load_state_dict(state, assign=True)
-    return ours.train(network.training)
+    return UNet.of_weights(config, state).train(network.training)

@@ -70,6 +70,14 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
         initialise(self)
 
+    @classmethod
+    def of_weights(cls, config: UNetConfig, weights: dict[str, Tensor]) -> UNet:
+        """The network whose weights these tensors are, by name and as they are, on their device."""
+        with torch.device("meta"):
+            network = cls(config)
+        network.load_state_dict(weights, assign=True)
+        return network.to(network.conv_in.weight.device)  # what is no weight is still on the CPU
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights' matrices, to which ``forward`` brings its input."""

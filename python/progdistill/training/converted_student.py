@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-
 from progdistill.core import CosineSchedule, Denoiser, Schedule
 from progdistill.core.schedules import logsnr_of
 from progdistill.interop.manifest import FITTED, check_fits
@@ -77,11 +75,8 @@ def _with_ends(begun: Beginning, channels: int) -> UNet:
         parts = state[name].split(channels)
         state[name] = sum(factor * part for factor, part in zip(begun.outputs, parts, strict=True))
     state["conv_in.weight"] *= begun.state
-    with torch.device("meta"):
-        converted = UNet(dataclasses.replace(network.config, out_channels=channels))
-    converted.load_state_dict(state, assign=True)
-    # What is no weight is still on the CPU.
-    return converted.to(state["conv_out.bias"].device).train(network.training)
+    converted = UNet.of_weights(dataclasses.replace(network.config, out_channels=channels), state)
+    return converted.train(network.training)
 
 
 def _ends(schedule: Schedule) -> AngleRange:
