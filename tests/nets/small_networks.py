@@ -111,3 +111,10 @@ def gradients(net: UNet, given: tuple) -> dict[str, torch.Tensor]:
     wanted = {"sample": sample, **dict(net.named_parameters())}
     grads = torch.autograd.grad((output * weights).sum(), list(wanted.values()))
     return {"output": output.detach(), **dict(zip(wanted, grads, strict=True))}
+
+
+def relative_error(values: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
+    """Root mean square over tensors of their relative errors. The keys' biases have no gradient but rounding."""
+    names = [name for name in exact if not name.endswith("to_k.bias")]
+    errors = [(values[name].double() - exact[name]).norm() / exact[name].norm() for name in names]
+    return torch.stack(errors).square().mean().sqrt().item()

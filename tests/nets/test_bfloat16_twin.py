@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from image_passes import PRODUCTS, ImagePasses, stand_ins
-from nets.small_networks import CONFIGS, SMALL, gradients, inputs, random_weights
+from nets.small_networks import CONFIGS, SMALL, gradients, inputs, random_weights, relative_error
 from progdistill.nets import pending_sum, upsampling
 from progdistill.nets.bfloat16_twin import bfloat16_twin, compute_dtypes
 from progdistill.nets.config import UNetConfig
@@ -64,13 +64,6 @@ def test_the_twin_is_a_copy():
         parameter.data.zero_()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert copy.deepcopy(twin).state_dict().keys() == before.keys()
-
-
-def relative_error(values: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
-    """Root mean square over tensors of their relative errors. The keys' biases have no gradient but rounding."""
-    names = [name for name in exact if not name.endswith("to_k.bias")]
-    errors = [(values[name].double() - exact[name]).norm() / exact[name].norm() for name in names]
-    return torch.stack(errors).square().mean().sqrt().item()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from nets.small_networks import CONFIGS, gradients, inputs, random_weights
+from nets.small_networks import CONFIGS, gradients, inputs, random_weights, relative_error
 from progdistill.nets import pending_sum, upsampling
 from progdistill.nets.bfloat16_twin import bfloat16_twin
 from progdistill.nets.unet import UNet
@@ -151,15 +151,8 @@ def test_networks(name, waits, monkeypatch, request):
         torch.testing.assert_close(value, exact[key], rtol=0, atol=tolerance, msg=lambda text, k=key: k + text)
     # Gradients of a few small biases, which other seeds have larger and smaller, are most of the second figure.
     for keys, factor in (({"output"}, 1.1), (set(exact), 1.6)):
-        errors = [mean_error(values, {key: exact[key] for key in keys}) for values in (twin, plain)]
+        errors = [relative_error(values, {key: exact[key] for key in keys}) for values in (twin, plain)]
         assert errors[0] <= factor * errors[1], errors
-
-
-def mean_error(values: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
-    """Root mean square over tensors of their relative errors. The keys' biases have no gradient but rounding."""
-    names = [name for name in exact if not name.endswith("to_k.bias")]
-    errors = [(values[name].double() - exact[name]).norm() / exact[name].norm() for name in names]
-    return torch.stack(errors).square().mean().sqrt().item()
 
 
 def test_compiles_without_graph_breaks(always):
