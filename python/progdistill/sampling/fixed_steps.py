@@ -22,14 +22,14 @@ class FixedSteps:
     """`steps` network calls of a denoiser, from seeds or latents to samples in [-1, 1].
 
     Args:
-        model: in the state in which it is to sample; its weights are read now where `dtype` is not their own.
+        model: in the state in which it is to sample; its weights are read now where its network is copied.
         steps: network calls; the caller has made sure that the model samples in so many.
         dtype: what the network computes in. The state and the steps are float32.
         clip: None, or the bound of |x| at each step.
 
-    A network in another dtype is a copy, in channels_last order where it has images on a GPU, which keeps what it makes
-    of its weights. States then lie as its inputs do, and a step writes the next bfloat16 input beside the next state:
-    only the first is made by a cast.
+    A network in another dtype, and a `UNet` on a GPU, is a copy, which keeps what it makes of its weights; on a GPU in
+    channels_last order. States then lie as its inputs do, and a step writes the next bfloat16 input beside the next
+    state: only the first is made by a cast.
     """
 
     def __init__(self, model: Denoiser, steps: int, dtype: torch.dtype, clip: float | None = None) -> None:
@@ -120,11 +120,15 @@ class FixedSteps:
 
 
 def _twin(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The network itself if it computes in that dtype already, else a copy that does, in eval mode."""
-    if all(tensor.dtype == dtype for tensor in network.parameters() if tensor.is_floating_point()):
+    """The network itself if it computes in that dtype already, else a copy that does, in eval mode.
+
+    A `UNet` on a GPU is copied in any case: into channels_last order, in which the kernels work.
+    """
+    on_gpu, ours = device.type == "cuda", isinstance(network, UNet)
+    same = all(tensor.dtype == dtype for tensor in network.parameters() if tensor.is_floating_point())
+    if same and not (on_gpu and ours):
         return network
-    on_gpu = device.type == "cuda"
-    if on_gpu and dtype == torch.bfloat16 and isinstance(network, UNet):
+    if on_gpu and ours and dtype == torch.bfloat16:
         twin = bfloat16_twin(network)
     else:
         twin = copy.deepcopy(network).to(dtype)
