@@ -56,7 +56,7 @@ class ImagePasses(TorchDispatchMode):
             name, given = function.overloadpacket.__name__, (args, kwargs)
             known = {_storage(tensor) for tensor in _tensors(given)}
             new = [t for t in _tensors(results) if name.endswith("_") or _storage(t) not in known]
-            self.note(name, _tensors(given) if new or name == "sum" else (), new)
+            self.note(name, _tensors(given) if new else (), new)
             if name == "convolution" and args[2] is not None:
                 self.note("bias of a convolution", new, new)
         return results
@@ -134,7 +134,7 @@ class ImagePasses(TorchDispatchMode):
 
 
 def _as_cudnn_lays(tensor: Tensor) -> Tensor:
-    """channels_last, if the weight is: the meta device's convolutions do not say so."""
+    """channels_last, as the weights of a twin are: the meta device's convolutions do not say so."""
     on_meta = tensor.is_meta and tensor.dim() == 4
     return tensor.contiguous(memory_format=torch.channels_last) if on_meta else tensor
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,6 +54,24 @@ def test_runs_one_with_the_progdistill_that_runs_this(checkout, monkeypatch, tmp
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "show", "said.txt", "3"])
     assert stopped.value.code == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("step", "train_step"), ("train-step", "train_step"), ("ablation", "ablation"), ("sfd-ablation", "sfd_ablation")],
+)
+def test_the_last_words_of_a_name_are_enough_if_one_alone_ends_so(given, name, monkeypatch):
+    ran = []
+    monkeypatch.setattr(
+        bench.subprocess, "run", lambda command, env: ran.append(command) or SimpleNamespace(returncode=0)
+    )
+    assert main(["bench", given, "--quick"]) == 0
+    assert [Path(ran[0][1]).stem, *ran[0][2:]] == [name, "--quick"]
+
+
+def test_ambiguous_words_are_no_name(capsys):
+    assert main(["bench", "report"]) == 2  # several end so
+    assert "no benchmark is named 'report'" in capsys.readouterr().err
 
 
 def test_unknown_names_list_the_known(capsys):

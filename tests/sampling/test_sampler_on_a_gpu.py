@@ -75,8 +75,21 @@ def test_graphs_need_nothing_that_others_may_free(without_tf32):
     torch.testing.assert_close(ready.generate(torch.arange(8)), expected, rtol=0, atol=1e-4)
 
 
-def test_graphs_outlast_the_weights_that_they_read(without_tf32):
-    model = student().cuda()
+class Wrapped(torch.nn.Module):
+    """A network of somebody's own: no copy is made of it, so graphs read its weights themselves."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, z, time):
+        return self.network(z, time)
+
+
+@pytest.mark.parametrize("wrap", [Wrapped, lambda network: network], ids=["own_weights", "a_copy"])
+def test_graphs_outlast_the_weights_that_they_read(without_tf32, wrap):
+    model = student()
+    model = model.with_network(wrap(model.network)).cuda()
     ready = Sampler(model, 2, batch_sizes=(8,), dtype=F32, cuda_graph="require")
     before = ready.generate(torch.arange(8))
     for parameter in model.parameters():

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -31,6 +32,7 @@ def run(arguments: list[str]) -> None:
         print(f"\nThey are in {folder}.")
         return
     name, *rest = arguments
+    name = _whole_name(name, known)
     if name not in known:
         raise ValueError(f"no benchmark is named {name!r}; use one of {', '.join(known)}")
     # The benchmark measures the progdistill that runs this command, from wherever it is run.
@@ -40,6 +42,13 @@ def run(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, str(known[name]), *rest], env=environment)
     if done.returncode:
         raise SystemExit(done.returncode)
+
+
+def _whole_name(given: str, known: Iterable[str]) -> str:
+    """The name that ends with these words, if only one does: "step" is train_step."""
+    name = given.replace("-", "_")
+    ends = [one for one in known if one.endswith(f"_{name}")]
+    return ends[0] if len(ends) == 1 and name not in known else name
 
 
 def benchmarks_folder() -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 
-class MadeOfWeights:
+class MadeOfWeights(ABC):
     """A module that makes a tensor of some of its weights: in every call, or once if they are constants.
 
     A class says of what (`_weights`) and how (`_made`). To keep it is for networks whose weights stay: the copies that
@@ -15,12 +17,13 @@ class MadeOfWeights:
 
     _kept: Tensor | None = None
 
+    @abstractmethod
     def _weights(self) -> tuple[Tensor, ...]:
-        """None if this module has nothing to make."""
-        raise NotImplementedError
+        """What it is made of; nothing if this module has nothing to make."""
 
+    @abstractmethod
     def _made(self) -> Tensor:
-        raise NotImplementedError
+        """The tensor, of the weights as they are now."""
 
     def _kept_or_made(self) -> Tensor:
         return self._made() if self._is_made_anew() else self._kept
